@@ -1,0 +1,129 @@
+"""Normalisation. Statistics are taken in float32; the result has the dtype of the
+input."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdl.core import init as initializers
+from jaxdl.core.module import Module
+from jaxdl.core.param import Param, State
+from jaxdl.core.scope import expect
+
+
+class LayerNorm(Module):
+    """Zero mean and unit variance over the last dimension: [..., features].
+
+    (Ba et al. 2016, arXiv:1607.06450; PyTorch's `LayerNorm`.)
+    """
+
+    features: int
+    epsilon: float = 1e-5
+    scale: bool = True
+    bias: bool = True
+    axis: str | None = "embed"
+
+    def spec(self):
+        return _affine(self)
+
+    def __call__(self, params, x: Float[Array, "... features"]):
+        expect(x.shape[-1:] == (self.features,), f"[..., {self.features}]", x)
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        return _apply(
+            self, params, centred * jax.lax.rsqrt(variance + self.epsilon), x.dtype
+        )
+
+
+class RMSNorm(Module):
+    """Unit mean square over the last dimension: [..., features].
+
+    (Zhang and Sennrich 2019, arXiv:1910.07467; Llama's norm.)
+    """
+
+    features: int
+    epsilon: float = 1e-6
+    axis: str | None = "embed"
+
+    def spec(self):
+        return {
+            "scale": Param(
+                (self.features,), initializers.ones, (self.axis,), role="scale"
+            )
+        }
+
+    def __call__(self, params, x: Float[Array, "... features"]):
+        expect(x.shape[-1:] == (self.features,), f"[..., {self.features}]", x)
+        wide = x.astype(jnp.float32)
+        square = jnp.square(wide).mean(-1, keepdims=True)
+        y = wide * jax.lax.rsqrt(square + self.epsilon) * params["scale"]
+        return y.astype(x.dtype)
+
+
+class BatchNorm(Module):
+    """Zero mean and unit variance of each feature over the batch: [..., features].
+
+    Called `(params, x, state, train=...)`, returns `(y, state)`. Training uses the
+    batch's statistics and moves the running ones by `momentum` (the share of the old
+    value, as in Flax; PyTorch's momentum is 1 minus it); otherwise the running ones are
+    used and the state comes back as it was. The running variance is the unbiased one,
+    as in PyTorch and the paper (Ioffe and Szegedy 2015, arXiv:1502.03167). Under jit
+    with a sharded batch the statistics are those of the whole batch on all devices.
+    """
+
+    features: int
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    scale: bool = True
+    bias: bool = True
+    axis: str | None = None
+
+    def spec(self):
+        shape, axes = (self.features,), (self.axis,)
+        statistics = {
+            "mean": State(shape, initializers.zeros, axes),
+            "var": State(shape, initializers.ones, axes),
+        }
+        return {**_affine(self), **statistics}
+
+    def __call__(
+        self, params, x: Float[Array, "... features"], state: Any, *, train: bool
+    ):
+        expect(x.shape[-1:] == (self.features,), f"[..., {self.features}]", x)
+        wide = x.astype(jnp.float32)
+        if train:
+            over = tuple(range(x.ndim - 1))
+            count = x.size // self.features
+            expect(count > 1, "more than one value for each feature in training", x)
+            mean = wide.mean(over)
+            var = jnp.square(wide - mean).mean(over)
+            new = {"mean": mean, "var": var * (count / (count - 1))}
+            state = {
+                name: self.momentum * state[name] + (1 - self.momentum) * new[name]
+                for name in new
+            }
+        else:
+            mean, var = state["mean"], state["var"]
+        y = (wide - mean) * jax.lax.rsqrt(var + self.epsilon)
+        return _apply(self, params, y, x.dtype), state
+
+
+def _affine(layer: LayerNorm | BatchNorm) -> dict[str, Param | State]:
+    spec: dict[str, Param | State] = {}
+    shape, axes = (layer.features,), (layer.axis,)
+    if layer.scale:
+        spec["scale"] = Param(shape, initializers.ones, axes, role="scale")
+    if layer.bias:
+        spec["bias"] = Param(shape, initializers.zeros, axes, role="bias")
+    return spec
+
+
+def _apply(layer: LayerNorm | BatchNorm, params, y: jax.Array, dtype: Any) -> jax.Array:
+    if layer.scale:
+        y = y * params["scale"]
+    if layer.bias:
+        y = y + params["bias"]
+    return y.astype(dtype)

@@ -1,0 +1,74 @@
+"""How a combinator hands keywords to its members: each gets those its signature
+names."""
+
+from collections.abc import Callable, Mapping
+import functools
+import inspect
+from typing import Any
+
+from jaxdl.core.keys import MISSING, split
+from jaxdl.core.module import Module, is_stateful
+from jaxdl.core.scope import current_path
+
+Layer = Module | Callable[..., Any]
+
+
+def keywords(layer: Layer) -> frozenset[str]:
+    """The keywords a layer takes: those of its signature, or of a combinator's members.
+
+    >>> from jaxdl import nn
+    >>> sorted(keywords(nn.Sequential([nn.Linear(2, 3), nn.Dropout(0.1)])))
+    ['key']
+    """
+    members = getattr(layer, "members", None)
+    if members is not None:
+        return frozenset().union(*map(keywords, members()))
+    return _signature(type(layer).__call__ if isinstance(layer, Module) else layer)
+
+
+def check(combinator: Module, given: Mapping[str, Any]) -> None:
+    """Raises TypeError for a keyword that no member of a combinator takes."""
+    taken = keywords(combinator)
+    for name in given:
+        if name not in taken:
+            where = current_path() or type(combinator).__name__
+            known = ", ".join(sorted(taken)) or "none"
+            raise TypeError(
+                f"{where}: no member takes the keyword {name!r}; taken: {known}"
+            )
+
+
+def keys_for(
+    layers: list[Layer] | tuple[Layer, ...], given: Mapping[str, Any]
+) -> list[Any]:
+    """One key for each layer, split among those that take one."""
+    takers = [i for i, layer in enumerate(layers) if "key" in keywords(layer)]
+    keys: list[Any] = [MISSING] * len(layers)
+    for index, key in zip(
+        takers, split(given.get("key", MISSING), len(takers)), strict=True
+    ):
+        keys[index] = key
+    return keys
+
+
+def run(
+    layer: Layer, params: Any, x: Any, state: Any, given: Mapping[str, Any]
+) -> tuple:
+    """Calls a layer with the keywords it takes: (y, state), state None if it has
+    none."""
+    taken = keywords(layer)
+    chosen = {n: v for n, v in given.items() if n in taken and v is not MISSING}
+    if not isinstance(layer, Module):
+        return layer(x, **chosen), None
+    if is_stateful(layer):
+        return layer(params, x, state, **chosen)
+    return layer(params, x, **chosen), None
+
+
+@functools.lru_cache(maxsize=4096)
+def _signature(function: Callable) -> frozenset[str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # a builtin without a signature
+        return frozenset()
+    return frozenset(p.name for p in parameters if p.kind == p.KEYWORD_ONLY)
