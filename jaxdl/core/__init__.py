@@ -1,9 +1,6 @@
 """Declarations, paths, taps: what everything else in jaxdl is made of."""
 
 from jaxdl.core import init as init
-from jaxdl.core.capture import capture as capture
-from jaxdl.core.capture import patch as patch
-from jaxdl.core.capture import taps as taps
 from jaxdl.core.derive import abstract as abstract
 from jaxdl.core.derive import abstract_state as abstract_state
 from jaxdl.core.derive import axes as axes
@@ -25,13 +22,16 @@ from jaxdl.core.module import is_stateful as is_stateful
 from jaxdl.core.module import map_modules as map_modules
 from jaxdl.core.module import part as part
 from jaxdl.core.module import scoped as scoped
+from jaxdl.core.naming import expect as expect
+from jaxdl.core.naming import scope as scope
 from jaxdl.core.param import Param as Param
 from jaxdl.core.param import State as State
 from jaxdl.core.precision import Policy as Policy
-from jaxdl.core.scope import expect as expect
-from jaxdl.core.scope import scope as scope
-from jaxdl.core.summary import summary as summary
-from jaxdl.core.tap import save_taps as save_taps
-from jaxdl.core.tap import tap as tap
+from jaxdl.core.table import summary as summary
+from jaxdl.core.tap_primitive import save_taps as save_taps
+from jaxdl.core.tap_primitive import tap as tap
+from jaxdl.core.transforms import capture as capture
+from jaxdl.core.transforms import patch as patch
+from jaxdl.core.transforms import taps as taps
 from jaxdl.core.tree import count as count
 from jaxdl.core.tree import nbytes as nbytes

@@ -8,8 +8,8 @@ import jax
 
 from jaxdl.core import tree
 from jaxdl.core.module import Module, declared
+from jaxdl.core.naming import join
 from jaxdl.core.param import Declaration, Param, State
-from jaxdl.core.scope import join
 
 
 def abstract(model: Module) -> dict:

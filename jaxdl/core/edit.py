@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdl.core.scope import describe
+from jaxdl.core.naming import describe
 
 
 @dataclasses.dataclass(frozen=True)

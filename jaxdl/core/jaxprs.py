@@ -10,7 +10,7 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from jaxdl.core.tap import tap_p
+from jaxdl.core.tap_primitive import tap_p
 
 INLINED = ("jit", "pjit", "closed_call", "core_call")
 REMAT = ("checkpoint", "remat", "remat2")

@@ -11,8 +11,7 @@ import zlib
 import jax
 import numpy as np
 
-from jaxdl.core import scope as scopes
-from jaxdl.core import tree
+from jaxdl.core import naming, tree
 from jaxdl.core.param import Declaration, Param, State
 
 Spec = Mapping[str, Any]
@@ -147,19 +146,19 @@ def mismatches(model: Module, params: Any) -> list[str]:
 
     >>> from jaxdl import nn
     >>> mismatches(nn.Linear(2, 3), {"kernel": np.ones((2, 4), np.float32)})
-    ['kernel: expected float32[2, 3], got float32[2, 4]',
-     'bias: missing, expected float32[3]']
+    ['bias: missing, expected float32[3]',
+     'kernel: expected float32[2, 3], got float32[2, 4]']
     """
     expected = tree.flatten(declared(model, Param))
     given = tree.flatten(params)
     lines = []
     for path, param in expected.items():
-        wanted = scopes.describe(param)
+        wanted = naming.describe(param)
         if path not in given:
             lines.append(f"{path}: missing, expected {wanted}")
         elif tuple(getattr(given[path], "shape", ("?",))) != param.shape:
             lines.append(
-                f"{path}: expected {wanted}, got {scopes.describe(given[path])}"
+                f"{path}: expected {wanted}, got {naming.describe(given[path])}"
             )
     lines += [f"{path}: unexpected" for path in given if path not in expected]
     return lines
@@ -189,7 +188,7 @@ def map_modules(
     """
     if isinstance(model, tuple):
         return tuple(
-            map_modules(function, item, scopes.join(path, str(i)))
+            map_modules(function, item, naming.join(path, str(i)))
             for i, item in enumerate(model)
         )
     if not isinstance(model, Module):
@@ -197,7 +196,7 @@ def map_modules(
     changes = {}
     for field in dataclasses.fields(model):  # type: ignore[arg-type]
         old = getattr(model, field.name)
-        new = map_modules(function, old, scopes.join(path, _label(field)))
+        new = map_modules(function, old, naming.join(path, _label(field)))
         if new != old:
             changes[field.name] = new
     return function(path, dataclasses.replace(model, **changes) if changes else model)  # type: ignore[type-var]
@@ -212,8 +211,8 @@ def scoped(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def call(self, params, *args, **kwargs):
-        name = scopes.name_of(self, params)
-        with scopes.scope(name, self, params), _profiled(name):
+        name = naming.name_of(self, params)
+        with naming.scope(name, self, params), _profiled(name):
             try:
                 return method(self, params, *args, **kwargs)
             except Exception as error:
@@ -231,12 +230,12 @@ def _explain(error: Exception, module: Module, params: Any) -> None:
     """Notes on an error, once: the path it happened in, and what params lack."""
     if getattr(error, "jaxdl_path", None) is not None:
         return
-    path = scopes.current_path()
+    path = naming.current_path()
     error.jaxdl_path = path  # type: ignore[attr-defined]
     kind = type(module).__name__
     error.add_note(f"in {path} ({kind})" if path else f"in {kind}")
     for problem in mismatches(module, params):
-        error.add_note(f"  {scopes.join(path, problem)}")
+        error.add_note(f"  {naming.join(path, problem)}")
 
 
 def _resolve(node: Any, path: str) -> Any:
@@ -250,7 +249,7 @@ def _resolve(node: Any, path: str) -> Any:
                 where = path or "spec"
                 raise TypeError(f"{where}: expected names without / * @, got {name!r}")
         return {
-            name: _resolve(value, scopes.join(path, name))
+            name: _resolve(value, naming.join(path, name))
             for name, value in node.items()
         }
     raise TypeError(
@@ -268,7 +267,7 @@ def _modules(path: str, value: Any) -> Iterator[tuple[str, Module]]:
         yield path, value
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
-            yield from _modules(scopes.join(path, str(index)), item)
+            yield from _modules(naming.join(path, str(index)), item)
 
 
 def _draw(declarations: dict, key: Any) -> dict:
@@ -322,7 +321,7 @@ def _frozen(name: str, value: Any) -> Any:
         return tuple(_frozen(f"{name}[{i}]", item) for i, item in enumerate(value))
     if isinstance(value, jax.Array | np.ndarray):
         raise TypeError(
-            f"{name}: expected static structure, got {scopes.describe(value)}; "
+            f"{name}: expected static structure, got {naming.describe(value)}; "
             "arrays belong in spec() or in the arguments of __call__"
         )
     try:

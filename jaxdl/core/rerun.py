@@ -10,7 +10,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as
 import jax.numpy as jnp
 
 from jaxdl.core import jaxprs
-from jaxdl.core.tap import tap_p
+from jaxdl.core.tap_primitive import tap_p
 
 Captured = dict[str, jax.Array]
 
@@ -83,16 +83,14 @@ def _run_eqn(eqn: JaxprEqn, values: list, request, seen, captured) -> list:
 def _run_tap(eqn: JaxprEqn, value, request: Request, seen, captured):
     (name,) = jaxprs.names_inside(eqn, seen)
     dims = eqn.params["batch_dims"]
-    shown = jnp.moveaxis(value, dims, range(len(dims))) if dims else value
+    lead = tuple(range(len(dims)))
+    shown = jnp.moveaxis(value, dims, lead)
     for edit in request.edits_of(name):
         shown = edit.apply(name, shown)
-    if request.edits_of(name):
-        value = jnp.moveaxis(shown, range(len(dims)), dims) if dims else shown
-    # The tap stays, so that captures and patches nest.
-    value = tap_p.bind(value, **eqn.params)
     if name in request.names:
-        captured[name] = jnp.moveaxis(value, dims, range(len(dims))) if dims else value
-    return value
+        captured[name] = shown
+    # The tap stays, so that captures and patches nest.
+    return tap_p.bind(jnp.moveaxis(shown, lead, dims), **eqn.params)
 
 
 def _run_scan(eqn: JaxprEqn, values: list, request: Request, seen, captured) -> list:

@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdl.core import init as initializers
 from jaxdl.core.keys import MISSING, OptionalKey
 from jaxdl.core.module import Module, fill, part
-from jaxdl.core.scope import expect
-from jaxdl.core.tap import tap
+from jaxdl.core.naming import expect
+from jaxdl.core.tap_primitive import tap
 from jaxdl.nn.dropout import Dropout
 from jaxdl.nn.linear import Linear
 from jaxdl.nn.position import RoPE

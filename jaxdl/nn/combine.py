@@ -12,8 +12,8 @@ import jax
 
 from jaxdl.core.keys import MISSING, Missing
 from jaxdl.core.module import Module, declared, inline, is_stateful
+from jaxdl.core.naming import expect
 from jaxdl.core.param import Declaration
-from jaxdl.core.scope import expect
 from jaxdl.nn import routing
 from jaxdl.nn.routing import Layer
 

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 from jaxdl.core import init as initializers
 from jaxdl.core.module import Module
+from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
-from jaxdl.core.scope import expect
 from jaxdl.nn.linear import floating
 
 Padding = str | int | Sequence[int | tuple[int, int]]

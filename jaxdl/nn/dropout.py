@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from jaxdl.core.keys import MISSING, Missing, OptionalKey
 from jaxdl.core.module import Module
-from jaxdl.core.scope import current_path
+from jaxdl.core.naming import current_path
 
 
 class Dropout(Module):

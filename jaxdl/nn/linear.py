@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxdl.core import init as initializers
 from jaxdl.core.module import Module, scoped
+from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
-from jaxdl.core.scope import expect
 
 
 class Linear(Module):

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from jaxdl.core import init as initializers
 from jaxdl.core.module import Module
+from jaxdl.core.naming import expect
 from jaxdl.core.param import Param, State
-from jaxdl.core.scope import expect
 
 
 class LayerNorm(Module):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdl.core.module import Module
-from jaxdl.core.scope import expect
+from jaxdl.core.naming import expect
 from jaxdl.nn.conv import Padding, for_each, pad_pairs
 
 

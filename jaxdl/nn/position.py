@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdl.core.module import Module
-from jaxdl.core.scope import expect
+from jaxdl.core.naming import expect
 
 
 class RoPE(Module):

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxdl.core.keys import MISSING, split
 from jaxdl.core.module import Module, is_stateful
-from jaxdl.core.scope import current_path
+from jaxdl.core.naming import current_path
 
 Layer = Module | Callable[..., Any]
 

@@ -37,8 +37,8 @@ class Summary:
 
     __repr__ = __str__
 
-    def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> dict:
-        return self.__rich__()._repr_mimebundle_(*args, **kwargs)
+    def _repr_mimebundle_(self, include: Any = (), exclude: Any = ()) -> dict:
+        return self.__rich__()._repr_mimebundle_(include, exclude)
 
 
 def summary(model: Module | Any) -> Summary:

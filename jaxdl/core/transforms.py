@@ -30,7 +30,7 @@ def capture(function: Callable, *patterns: str) -> Callable:
 
     Raises ValueError when a pattern fits no tap, or one that cannot be reached.
 
-    >>> from jaxdl.core.tap import tap
+    >>> from jaxdl.core.tap_primitive import tap
     >>> def f(x):
     ...     return tap(x + 1.0, "hidden") * 2.0
     >>> result, values = capture(f, "hidden")(3.0)
@@ -58,7 +58,7 @@ def patch(function: Callable, edits: Mapping[str, Any]) -> Callable:
     Raises ValueError when a pattern fits no tap, or one that cannot be reached, and
     when an edit changes the shape.
 
-    >>> from jaxdl.core.tap import tap
+    >>> from jaxdl.core.tap_primitive import tap
     >>> def f(x):
     ...     return tap(x + 1.0, "hidden") * 2.0
     >>> float(patch(f, {"hidden": lambda value: 0.0 * value})(3.0))

@@ -1,7 +1,7 @@
 """tap: give a value inside a model a name, at no cost.
 
 A tap is a primitive of its own that computes the identity and lowers to nothing: the
-compiled program is the one without it. `jaxdl.core.capture` looks for taps in the
+compiled program is the one without it. `jaxdl.core.transforms` looks for taps in the
 traced program, which is why they reach through jit, grad, vmap, scan and remat.
 """
 
@@ -11,8 +11,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 import jax.numpy as jnp
 
-from jaxdl.core import scope as scopes
-from jaxdl.core import tree
+from jaxdl.core import naming, tree
 
 tap_p = Primitive("tap")
 
@@ -24,10 +23,10 @@ def tap(value: Any, name: str) -> Any:
 
     >>> hidden = tap(jnp.ones((2, 3)), "hidden")
     """
-    path = scopes.current_path(name)
+    path = naming.current_path(name)
 
     def bind(leaf_path, leaf):
-        full = scopes.join(path, leaf_path)
+        full = naming.join(path, leaf_path)
         return tap_p.bind(jnp.asarray(leaf), name=full, batch_dims=())
 
     return tree.map_with_path(bind, value)
