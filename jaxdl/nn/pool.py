@@ -1,5 +1,7 @@
 """Pooling over the spatial dimensions, channels last."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -39,8 +41,7 @@ class AvgPool(Module):
     def __call__(self, params, x: Float[Array, "..."]) -> Float[Array, "..."]:
         sums = _pool(self, x, 0.0, jax.lax.add)
         if self.count_padding:
-            window = for_each(self.window, 1)
-            return sums / float(jnp.prod(jnp.array(window)))
+            return sums / math.prod(for_each(self.window, 1))
         return sums / _pool(self, jnp.ones_like(x), 0.0, jax.lax.add)
 
 

@@ -1,0 +1,218 @@
+import flax.linen
+from hypothesis import given
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdl as jd
+from jaxdl import nn
+from jaxdl.testing import check_module
+
+rng = np.random.default_rng(0)
+BATCH, SEQ, DIM, HEADS = 2, 6, 8, 4
+
+
+def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+def perturbed(layer):
+    return jax.tree.map(
+        lambda leaf: leaf + 0.1 * normal(*leaf.shape), layer.init(jax.random.key(0))
+    )
+
+
+x = normal(BATCH, SEQ, DIM)
+segments = jnp.array([[0, 0, 0, 1, 1, 2], [5, 5, 5, 5, 5, 5]])
+close = dict(rtol=1e-5, atol=1e-5)
+
+
+def test_attention_is_that_of_flax():
+    layer = nn.Attention(DIM, HEADS, bias=True)
+    params = perturbed(layer)
+
+    def split(part):
+        kernel = params[part]["kernel"].reshape(DIM, HEADS, 2)
+        return {"kernel": kernel, "bias": params[part]["bias"].reshape(HEADS, 2)}
+
+    theirs = {"query": split("q"), "key": split("k"), "value": split("v")}
+    out = params["out"]["kernel"].reshape(HEADS, 2, DIM)
+    theirs["out"] = {"kernel": out, "bias": params["out"]["bias"]}
+    flax_layer = flax.linen.MultiHeadDotProductAttention(HEADS)
+    mask = flax.linen.make_causal_mask(jnp.ones((BATCH, SEQ)))
+    expected = flax_layer.apply({"params": theirs}, x, mask=mask)
+    causal = nn.Attention(DIM, HEADS, bias=True, causal=True)
+    np.testing.assert_allclose(causal(params, x), expected, **close)
+    expected = flax_layer.apply({"params": theirs}, x)
+    np.testing.assert_allclose(layer(params, x), expected, **close)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("with_segments", [True, False])
+def test_every_implementation_gives_the_same_result(kv_heads, causal, with_segments):
+    settings = {"num_kv_heads": kv_heads, "causal": causal, "rope": nn.RoPE(2)}
+    ours = nn.Attention(DIM, HEADS, **settings)
+    fused = nn.Attention(DIM, HEADS, **settings, implementation="xla")
+    params, given = (
+        perturbed(ours),
+        {"segment_ids": segments if with_segments else None},
+    )
+    np.testing.assert_allclose(
+        ours(params, x, **given), fused(params, x, **given), **close
+    )
+
+
+def test_grouped_queries_are_attention_with_repeated_keys_and_values():
+    grouped, full = nn.Attention(DIM, HEADS, 2), nn.Attention(DIM, HEADS)
+    params = perturbed(grouped)
+
+    def repeated(part):
+        kernel = params[part]["kernel"].reshape(DIM, 2, 2)
+        return {"kernel": jnp.repeat(kernel, 2, axis=1).reshape(DIM, DIM)}
+
+    same = {**params, "k": repeated("k"), "v": repeated("v")}
+    np.testing.assert_allclose(grouped(params, x), full(same, x), **close)
+
+
+@pytest.mark.parametrize("rope", [None, nn.RoPE(2)])
+def test_causal_attention_sees_no_later_token(rope):
+    layer = nn.Attention(DIM, HEADS, causal=True, rope=rope)
+    params = perturbed(layer)
+    changed = layer(params, x.at[:, 3].add(1.0)) != layer(params, x)
+    assert not changed[:, :3].any() and changed[:, 3:].all(axis=(0, 2)).all()
+
+
+def test_packed_segments_are_as_if_each_stood_alone():
+    layer = nn.Attention(DIM, HEADS, causal=True, rope=nn.RoPE(2))
+    params = perturbed(layer)
+    positions = jnp.array([[0, 1, 2, 0, 1, 0]])
+    packed = layer(params, x[:1], segment_ids=segments[:1], positions=positions)
+    for start, stop in ((0, 3), (3, 5), (5, 6)):
+        alone = layer(params, x[:1, start:stop])
+        np.testing.assert_allclose(packed[:, start:stop], alone, **close)
+
+
+def test_a_mask_says_where_a_query_may_look_and_nowhere_gives_zeros():
+    layer = nn.Attention(DIM, HEADS)
+    params = perturbed(layer)
+    seen = jnp.arange(SEQ) < 4
+    mask = jnp.broadcast_to(seen, (1, 1, SEQ, SEQ))
+    short = layer(params, x[:, :4])
+    np.testing.assert_allclose(layer(params, x, mask=mask)[:, :4], short, **close)
+    nowhere = layer(params, x, mask=jnp.zeros((1, 1, SEQ, SEQ), bool))
+    np.testing.assert_array_equal(nowhere, jnp.zeros_like(x))
+
+
+def test_causal_and_mask_and_segments_hold_together():
+    layer = nn.Attention(DIM, HEADS, causal=True)
+    params, mask = (
+        perturbed(layer),
+        jnp.asarray(rng.random((BATCH, HEADS, SEQ, SEQ)) < 0.7),
+    )
+    _, values = jd.capture(layer, "pattern")(params, x, mask=mask, segment_ids=segments)
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    visible = mask & same & jnp.tril(jnp.ones((SEQ, SEQ), bool))
+    assert not values["pattern"][~visible].any()
+    rows = np.asarray(values["pattern"].sum(-1))
+    np.testing.assert_allclose(rows, np.asarray(visible.any(-1), np.float32), rtol=1e-5)
+
+
+def test_taps_show_every_step_of_attention():
+    layer = nn.Attention(DIM, HEADS, 2, causal=True)
+    params = perturbed(layer)
+    result, values = jd.capture(layer, "**")(params, x)
+    shapes = {name: value.shape for name, value in values.items()}
+    assert shapes == {
+        "q": (BATCH, SEQ, 4, 2),
+        "k": (BATCH, SEQ, 2, 2),
+        "v": (BATCH, SEQ, 2, 2),
+        "scores": (BATCH, 4, SEQ, SEQ),
+        "pattern": (BATCH, 4, SEQ, SEQ),
+        "heads": (BATCH, SEQ, 4, 2),
+    }
+    heads = values["heads"].reshape(BATCH, SEQ, DIM)
+    np.testing.assert_allclose(heads @ params["out"]["kernel"], result, **close)
+
+
+def test_dropout_of_the_pattern_needs_a_key():
+    layer = nn.Attention(DIM, HEADS, dropout=0.5)
+    params = perturbed(layer)
+    with pytest.raises(TypeError, match="drop: dropout with rate 0.5 needs key"):
+        layer(params, x)
+    calm = nn.Attention(DIM, HEADS)
+    np.testing.assert_array_equal(layer(params, x, key=None), calm(params, x))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Attention(DIM, HEADS),
+        nn.Attention(
+            DIM,
+            HEADS,
+            1,
+            head_dim=6,
+            causal=True,
+            rope=nn.RoPE(6),
+            bias=True,
+            dropout=0.2,
+        ),
+        nn.Attention(DIM, HEADS, 2, causal=True, implementation="xla"),
+    ],
+)
+def test_attention_keeps_the_contract(layer):
+    check_module(layer, x)
+
+
+def test_attention_refuses_what_does_not_fit():
+    layer = nn.Attention(DIM, HEADS)
+    params = layer.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"Attention: expected \[batch, seq, 8\]"):
+        layer(params, x[0])
+    with pytest.raises(ValueError, match="num_kv_heads to divide num_heads=4, got 3"):
+        nn.Attention(DIM, HEADS, 3)
+    with pytest.raises(ValueError, match="a mask of bools"):
+        layer(params, x, mask=jnp.ones((1, 1, SEQ, SEQ)))
+    with pytest.raises(ValueError, match=r"a mask \[batch or 1, heads or 1, 6, 6\]"):
+        layer(params, x, mask=jnp.ones((SEQ, SEQ), bool))
+    with pytest.raises(ValueError, match=r"segment_ids \[2, 6\]"):
+        layer(params, x, segment_ids=segments[0])
+    with pytest.raises(
+        ValueError, match="dropout of the pattern needs implementation=None"
+    ):
+        nn.Attention(DIM, HEADS, dropout=0.1, implementation="xla")
+
+
+@given(shift=st.integers(0, 1000), start=st.integers(0, 50))
+def test_rope_scores_depend_on_distance_alone(shift, start):
+    rope = nn.RoPE(8)
+    q, k = normal(1, 1, 1, 8), normal(1, 1, 1, 8)
+
+    def score(i, j):
+        turned = (
+            rope({}, q, positions=jnp.array([i])),
+            rope({}, k, positions=jnp.array([j])),
+        )
+        return float((turned[0] * turned[1]).sum())
+
+    assert abs(score(start + 3, start) - score(start + shift + 3, start + shift)) < 1e-3
+
+
+def test_rope_turns_pairs_by_the_angles_of_the_paper():
+    vector, position = normal(8), 5
+    pairs = np.asarray(vector[:4] + 1j * vector[4:])
+    angles = position / 10_000.0 ** (np.arange(4) / 4)
+    turned = pairs * np.exp(1j * angles)
+    ours = nn.RoPE(8)({}, vector[None, None, None], positions=jnp.array([position]))
+    expected = np.concatenate([turned.real, turned.imag])
+    np.testing.assert_allclose(ours.reshape(8), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rope_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="an even head_dim, got 7"):
+        nn.RoPE(7)
+    with pytest.raises(ValueError, match=r"positions \[..., 3\]"):
+        nn.RoPE(8)({}, normal(1, 3, 1, 8), positions=jnp.arange(4))

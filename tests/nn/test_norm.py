@@ -1,0 +1,115 @@
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdl import nn
+from jaxdl.testing import check_module
+
+rng = np.random.default_rng(0)
+x = jnp.asarray(3.0 + 2.0 * rng.normal(size=(6, 5, 4)), jnp.float32)
+scale, bias = (jnp.asarray(rng.normal(size=4), jnp.float32) for _ in range(2))
+
+
+@pytest.mark.parametrize(
+    "affine", [{"scale": scale}, {"bias": bias}, {"scale": scale, "bias": bias}, {}]
+)
+def test_layer_norm_is_that_of_flax(affine):
+    settings = {"scale": "scale" in affine, "bias": "bias" in affine}
+    ours = nn.LayerNorm(4, epsilon=1e-3, **settings)(affine, x)
+    flags = {f"use_{name}": value for name, value in settings.items()}
+    theirs = flax.linen.LayerNorm(1e-3, use_fast_variance=False, **flags)
+    np.testing.assert_allclose(
+        ours, theirs.apply({"params": affine}, x), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_rms_norm_is_that_of_flax():
+    params = {"scale": scale}
+    theirs = flax.linen.RMSNorm(1e-3).apply({"params": params}, x)
+    np.testing.assert_allclose(
+        nn.RMSNorm(4, 1e-3)(params, x), theirs, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_is_that_of_flax_but_for_the_unbiased_running_variance(train):
+    params = {"scale": scale, "bias": bias}
+    state = {"mean": jnp.arange(4.0), "var": jnp.arange(1.0, 5.0)}
+    y, new = nn.BatchNorm(4, momentum=0.8, epsilon=1e-3)(params, x, state, train=train)
+    theirs = flax.linen.BatchNorm(
+        not train, momentum=0.8, epsilon=1e-3, use_fast_variance=False
+    )
+    variables = {"params": params, "batch_stats": state}
+    expected, updated = theirs.apply(variables, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(new["mean"], updated["batch_stats"]["mean"], rtol=1e-5)
+    count = 30 / 29 if train else 1.0
+    unbiased = updated["batch_stats"]["var"] + (count - 1) * 0.2 * x.var((0, 1)) * train
+    np.testing.assert_allclose(new["var"], unbiased, rtol=1e-5)
+
+
+def test_batch_norm_outside_training_returns_its_state_as_it_was():
+    layer = nn.BatchNorm(4)
+    state = layer.init_state()
+    assert layer(layer.init(jax.random.key(0)), x, state, train=False)[1] is state
+
+
+def test_running_statistics_converge_to_those_of_the_data():
+    layer = nn.BatchNorm(4, momentum=0.5)
+    params, state = layer.init(jax.random.key(0)), layer.init_state()
+    for _ in range(30):
+        _, state = layer(params, x, state, train=True)
+    np.testing.assert_allclose(state["mean"], x.mean((0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(state["var"], x.var((0, 1), ddof=1), rtol=1e-4)
+
+
+def test_batch_norm_needs_train_and_more_than_one_value():
+    layer = nn.BatchNorm(4)
+    params, state = layer.init(jax.random.key(0)), layer.init_state()
+    with pytest.raises(TypeError, match="train"):
+        layer(params, x, state)
+    with pytest.raises(ValueError, match="more than one value for each feature"):
+        layer(params, jnp.ones((1, 4)), state, train=True)
+
+
+def test_batch_norm_takes_the_statistics_of_the_whole_batch_across_devices():
+    layer = nn.BatchNorm(4)
+    params, state = layer.init(jax.random.key(0)), layer.init_state()
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+    run = jax.jit(lambda x: layer(params, x, state, train=True))
+    for ours, theirs in zip(
+        jax.tree.leaves(run(sharded)), jax.tree.leaves(run(x)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.LayerNorm(4), nn.RMSNorm(4), nn.LayerNorm(4, bias=False)]
+)
+def test_norms_keep_the_contract(layer):
+    check_module(layer, x)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_keeps_the_contract(train):
+    check_module(nn.BatchNorm(4), x, train=train)
+
+
+@pytest.mark.parametrize("layer", [nn.LayerNorm(4), nn.RMSNorm(4)])
+def test_a_norm_in_bfloat16_takes_its_statistics_in_float32(layer):
+    wide = 1000.0 + jnp.asarray(rng.normal(size=(8, 4)), jnp.bfloat16).astype(
+        jnp.float32
+    )
+    params = layer.init(jax.random.key(0))
+    exact = layer(params, wide.astype(jnp.bfloat16).astype(jnp.float32))
+    ours = layer(params, wide.astype(jnp.bfloat16))
+    np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("layer", [nn.LayerNorm(4), nn.RMSNorm(4)])
+def test_norms_refuse_another_last_dimension(layer):
+    with pytest.raises(ValueError, match=r"expected \[..., 4\], got float32\[2, 3\]"):
+        layer(layer.init(jax.random.key(0)), jnp.ones((2, 3)))
