@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdl.core import tree
 from jaxdl.core.derive import abstract, abstract_state
 from jaxdl.core.module import Module, is_stateful, map_modules
 from jaxdl.core.transforms import capture, taps
@@ -97,18 +98,21 @@ def _check_transforms(params, state, inputs, call: _Call, tolerance: float) -> N
 
 
 def _check_gradients(params, state, inputs, call: _Call) -> None:
-    def total(params):
+    def total(params, inputs):
         y, _ = call(params, state, inputs)
         leaves = jax.tree.leaves(y)
         return sum(jnp.sum(jnp.sin(3.0 * leaf.astype(jnp.float32))) for leaf in leaves)
 
-    grads = jax.jit(jax.grad(total))(params) if jax.tree.leaves(params) else {}
-    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        _require(
-            bool(jnp.isfinite(grad).all()), f"the gradient of {name} is finite", grad
-        )
-        _require(bool((grad != 0).any()), f"a gradient reaches {name}", grad)
+    gradient = jax.jit(jax.grad(total, (0, 1), allow_int=True))
+    grads, input_grads = gradient(params, inputs)
+    for path, grad in tree.flatten(grads).items():
+        finite = bool(jnp.isfinite(grad).all())
+        _require(finite, f"the gradient of {path} is finite", grad)
+        _require(bool((grad != 0).any()), f"a gradient reaches {path}", grad)
+    for path, grad in tree.flatten(input_grads).items():
+        if grad.dtype != jax.dtypes.float0:  # an integer input has no gradient
+            finite = bool(jnp.isfinite(grad).all())
+            _require(finite, f"the gradient of input {path} is finite", grad)
 
 
 def _check_keys(params, state, inputs, call: _Call) -> None:
@@ -171,8 +175,8 @@ def _perturbed(params: Any) -> Any:
     )
 
 
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+def _shapes(arrays: Any) -> Any:
+    return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arrays)
 
 
 def _equal(first: Any, second: Any) -> bool:

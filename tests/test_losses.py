@@ -1,0 +1,230 @@
+import re
+
+import chex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdl import losses
+
+DIM, VOCAB = 6, 11
+options = st.fixed_dictionaries(
+    {
+        "label_smoothing": st.sampled_from([0.0, 0.1]),
+        "z_loss": st.sampled_from([0.0, 1e-2]),
+        "soft_cap": st.sampled_from([None, 2.0]),
+    }
+)
+shapes = st.sampled_from([(7,), (2, 5), (2, 2, 3)])
+seeds = st.integers(0, 10**6)
+
+
+def draw(seed, shape):
+    rng = np.random.default_rng(seed)
+    hidden = jnp.asarray(rng.normal(size=(*shape, DIM)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(DIM, VOCAB)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, VOCAB, shape))
+    weights = jnp.asarray(rng.integers(0, 3, shape), jnp.float32)
+    return hidden, kernel, labels, weights
+
+
+def by_optax(logits, labels, weights, label_smoothing=0.0, z_loss=0.0, soft_cap=None):
+    """The loss from optax's parts and the papers' formulas."""
+    if soft_cap is not None:
+        logits = soft_cap * jnp.tanh(logits / soft_cap)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, VOCAB), label_smoothing)
+    values = optax.softmax_cross_entropy(logits, targets)
+    values = values + z_loss * jax.nn.logsumexp(logits, -1) ** 2
+    return jnp.sum(values * weights) / jnp.maximum(weights.sum(), 1e-30)
+
+
+@settings(max_examples=12)
+@given(seeds, shapes, options)
+def test_cross_entropy_is_that_of_optax_with_its_options(seed, shape, options):
+    hidden, kernel, labels, weights = draw(seed, shape)
+
+    def ours(logits):
+        return losses.cross_entropy(logits, labels, weights=weights, **options)
+
+    def theirs(logits):
+        return by_optax(logits, labels, weights, **options)
+
+    logits = hidden @ kernel
+    result, expected = (jax.value_and_grad(f)(logits) for f in (ours, theirs))
+    chex.assert_trees_all_close(result, expected, rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=12)
+@given(seeds, shapes, options, st.integers(1, 9), st.booleans())
+def test_the_chunked_loss_and_its_gradients_are_those_of_the_whole(
+    seed, shape, options, chunk_size, with_bias
+):
+    hidden, kernel, labels, weights = draw(seed, shape)
+    bias = jnp.linspace(-1.0, 1.0, VOCAB) if with_bias else None
+
+    def chunked(hidden, kernel, bias, weights):
+        return losses.chunked_cross_entropy(
+            hidden, kernel, labels, chunk_size=chunk_size, bias=bias, weights=weights,
+            **options,
+        )  # fmt: skip
+
+    def whole(hidden, kernel, bias, weights):
+        logits = hidden @ kernel if bias is None else hidden @ kernel + bias
+        return by_optax(logits, labels, weights, **options)
+
+    arguments = (hidden, kernel, bias, weights + 0.5)
+    which = (0, 1, 2, 3) if with_bias else (0, 1, 3)
+    ours = jax.value_and_grad(chunked, which)(*arguments)
+    theirs = jax.value_and_grad(whole, which)(*arguments)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(chunked(*arguments), ours[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_shards_of_the_tokens_change_nothing(shards):
+    hidden, kernel, labels, weights = draw(0, (2, 5))
+
+    def loss(hidden, kernel, shards):
+        return losses.chunked_cross_entropy(
+            hidden, kernel, labels, chunk_size=2, weights=weights, token_shards=shards
+        )
+
+    value_and_grad = jax.value_and_grad(loss, (0, 1))
+    ours, whole = (
+        value_and_grad(hidden, kernel, shards),
+        value_and_grad(hidden, kernel, 1),
+    )
+    chex.assert_trees_all_close(ours, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_on_a_mesh_each_device_keeps_its_tokens_and_the_gradient_is_reduced_once():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread, whole = (jax.NamedSharding(mesh, spec) for spec in (jax.P("data"), jax.P()))
+    hidden = jax.ShapeDtypeStruct((32, DIM), jnp.float32, sharding=spread)
+    labels = jax.ShapeDtypeStruct((32,), jnp.int32, sharding=spread)
+    kernel = jax.ShapeDtypeStruct((DIM, VOCAB), jnp.float32, sharding=whole)
+
+    def loss(kernel, hidden, labels):
+        return losses.chunked_cross_entropy(
+            hidden, kernel, labels, chunk_size=2, token_shards=4
+        )
+
+    text = jax.jit(jax.grad(loss)).lower(kernel, hidden, labels).compile().as_text()
+    (loop,) = set(re.findall(r"while\(.*body=%?([\w.-]+)", text))
+    body = text[text.index(f"%{loop} (") :]
+    body = body[: body.index("\n}")]
+    collectives = re.compile(r"= (\S+) (?:all-|collective-|reduce-scatter)[\w-]*\(")
+    assert not collectives.findall(body)
+    # Beside the gradient, one bit: whether some label was out of range.
+    shapes = sorted(shape.split("{")[0] for shape in collectives.findall(text))
+    assert shapes == [f"f32[{DIM},{VOCAB}]", "pred[]"]
+
+
+def test_bfloat16_inputs_sum_in_float32_and_gradients_keep_their_dtype():
+    hidden, kernel, labels, weights = draw(1, (64,))
+    narrow = (hidden.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+
+    def loss(hidden, kernel):
+        return losses.chunked_cross_entropy(hidden, kernel, labels, chunk_size=16)
+
+    value, grads = jax.value_and_grad(loss, (0, 1))(*narrow)
+    assert value.dtype == jnp.float32
+    assert [g.dtype for g in grads] == [jnp.bfloat16, jnp.bfloat16]
+    wide = [x.astype(jnp.float32) for x in narrow]
+    exact, exact_grads = jax.value_and_grad(loss, (0, 1))(*wide)
+    np.testing.assert_allclose(value, exact, rtol=1e-5)
+    for grad, exact_grad in zip(grads, exact_grads, strict=True):
+        scale = float(jnp.abs(exact_grad).max())
+        np.testing.assert_allclose(
+            grad.astype(jnp.float32), exact_grad, atol=0.01 * scale
+        )
+
+
+def test_at_a_vocabulary_of_32k_it_takes_a_quarter_of_the_memory(optimized):
+    hidden = jax.ShapeDtypeStruct((4096, 64), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((64, 32_768), jnp.float32)
+    labels = jax.ShapeDtypeStruct((4096,), jnp.int32)
+
+    def temporary(loss):
+        compiled = (
+            jax.jit(jax.grad(loss, (0, 1))).lower(hidden, kernel, labels).compile()
+        )
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    def naive(hidden, kernel, labels):
+        return losses.cross_entropy(hidden @ kernel, labels)
+
+    def chunked(hidden, kernel, labels):
+        return losses.chunked_cross_entropy(hidden, kernel, labels, chunk_size=256)
+
+    assert temporary(chunked) <= temporary(naive) / 4
+
+
+@pytest.mark.parametrize("label", [-1, VOCAB, 1000])
+def test_a_label_out_of_range_is_nan_unless_it_does_not_count(label):
+    hidden, kernel, labels, _ = draw(2, (6,))
+    wrong = labels.at[2].set(label)
+    ignored = jnp.ones(6).at[2].set(0.0)
+
+    def chunked(hidden, kernel, labels, weights):
+        return losses.chunked_cross_entropy(
+            hidden, kernel, labels, chunk_size=4, weights=weights
+        )
+
+    def whole(hidden, kernel, labels, weights):
+        return losses.cross_entropy(hidden @ kernel, labels, weights=weights)
+
+    for loss in (chunked, whole):
+        value_and_grad = jax.value_and_grad(loss, (0, 1))
+        bad = value_and_grad(hidden, kernel, wrong, jnp.ones(6))
+        assert all(jnp.isnan(leaf).all() for leaf in jax.tree.leaves(bad))
+        spared = value_and_grad(hidden, kernel, wrong, ignored)
+        right = value_and_grad(hidden, kernel, labels, ignored)
+        chex.assert_trees_all_close(spared, right, rtol=1e-5, atol=1e-7)
+
+
+def test_weights_that_sum_to_zero_give_zero_and_zero_gradients():
+    hidden, kernel, labels, _ = draw(3, (6,))
+
+    def loss(hidden, kernel):
+        return losses.chunked_cross_entropy(
+            hidden, kernel, labels, weights=jnp.zeros(6)
+        )
+
+    value, grads = jax.value_and_grad(loss, (0, 1))(hidden, kernel)
+    assert value == 0.0
+    assert all((grad == 0).all() for grad in grads)
+
+
+def test_a_soft_cap_bounds_what_a_logit_can_do():
+    huge = jnp.array([[1000.0, 0.0]])
+    loss = losses.cross_entropy(huge, jnp.array([1]), soft_cap=5.0)
+    np.testing.assert_allclose(loss, np.log1p(np.exp(5.0)), rtol=1e-5)
+
+
+def test_what_does_not_fit_is_an_error():
+    hidden, kernel, labels, _ = draw(4, (6,))
+    with pytest.raises(ValueError, match=r"labels: expected shape \(6,\), got \(5,\)"):
+        losses.cross_entropy(hidden @ kernel, labels[:5])
+    with pytest.raises(ValueError, match="labels: expected integer classes"):
+        losses.cross_entropy(hidden @ kernel, jnp.ones(6))
+    with pytest.raises(
+        ValueError, match=r"hidden \[..., dim\] and kernel \[dim, vocab\]"
+    ):
+        losses.chunked_cross_entropy(hidden, kernel.T, labels)
+    with pytest.raises(ValueError, match="weights: expected one for each value"):
+        losses.weighted_mean(jnp.ones((2, 3)), jnp.ones(3))
+    with pytest.raises(ValueError, match="bias: expected shape"):
+        losses.chunked_cross_entropy(hidden, kernel, labels, bias=jnp.ones(3))
+    with pytest.raises(ValueError, match="token_shards that divides"):
+        losses.chunked_cross_entropy(hidden, kernel, labels, token_shards=4)
+    with pytest.raises(ValueError, match="label_smoothing"):
+        losses.cross_entropy(hidden @ kernel, labels, label_smoothing=1.0)
+    with pytest.raises(ValueError, match="soft_cap"):
+        losses.cross_entropy(hidden @ kernel, labels, soft_cap=0.0)
+    with pytest.raises(ValueError, match="z_loss"):
+        losses.cross_entropy(hidden @ kernel, labels, z_loss=-1.0)
