@@ -71,7 +71,7 @@ def _check_declaration(module: Module) -> None:
 
 
 def _check_rebuilt(module: Module, params, state, inputs, call: _Call) -> None:
-    rebuilt = map_modules(lambda _, part: dataclasses.replace(part), module)
+    rebuilt = map_modules(lambda _, part: dataclasses.replace(part), module)  # type: ignore[type-var]
     same = rebuilt == module and hash(rebuilt) == hash(module)
     _require(same, "a module built again is equal and hashes equal", rebuilt)
     traces = []
