@@ -4,7 +4,19 @@ A model is a hashable value that declares its parameters once, and is a pure fun
 a plain parameter pytree.
 """
 
+from importlib import metadata as _metadata
+
+from jaxdl import data as data
+from jaxdl import losses as losses
+from jaxdl import metrics as metrics
+from jaxdl import models as models
 from jaxdl import nn as nn
+from jaxdl import optim as optim
+from jaxdl import testing as testing
+from jaxdl import train as train
 from jaxdl.core import *  # noqa: F403
 
-__version__ = "0.1.0"
+try:
+    __version__ = _metadata.version("jaxdl")
+except _metadata.PackageNotFoundError:  # run from a checkout that is not installed
+    __version__ = "0"

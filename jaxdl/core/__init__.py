@@ -1,37 +1,71 @@
 """Declarations, paths, taps: what everything else in jaxdl is made of."""
 
-from jaxdl.core import init as init
-from jaxdl.core.derive import abstract as abstract
-from jaxdl.core.derive import abstract_state as abstract_state
-from jaxdl.core.derive import axes as axes
-from jaxdl.core.derive import declarations as declarations
-from jaxdl.core.derive import mask as mask
-from jaxdl.core.derive import paths as paths
-from jaxdl.core.derive import roles as roles
-from jaxdl.core.edit import at as at
-from jaxdl.core.edit import by_layer as by_layer
-from jaxdl.core.keys import MISSING as MISSING
-from jaxdl.core.keys import OptionalKey as OptionalKey
-from jaxdl.core.keys import split as split
-from jaxdl.core.module import Module as Module
-from jaxdl.core.module import check_params as check_params
-from jaxdl.core.module import declared as declared
-from jaxdl.core.module import fill as fill
-from jaxdl.core.module import inline as inline
-from jaxdl.core.module import is_stateful as is_stateful
-from jaxdl.core.module import map_modules as map_modules
-from jaxdl.core.module import part as part
-from jaxdl.core.module import scoped as scoped
-from jaxdl.core.naming import expect as expect
-from jaxdl.core.naming import scope as scope
-from jaxdl.core.param import Param as Param
-from jaxdl.core.param import State as State
-from jaxdl.core.precision import Policy as Policy
-from jaxdl.core.table import summary as summary
-from jaxdl.core.tap_primitive import save_taps as save_taps
-from jaxdl.core.tap_primitive import tap as tap
-from jaxdl.core.transforms import capture as capture
-from jaxdl.core.transforms import patch as patch
-from jaxdl.core.transforms import taps as taps
-from jaxdl.core.tree import count as count
-from jaxdl.core.tree import nbytes as nbytes
+from jaxdl.core import init, tree
+from jaxdl.core.derive import (
+    abstract,
+    abstract_state,
+    axes,
+    declarations,
+    mask,
+    paths,
+    roles,
+)
+from jaxdl.core.edit import at, by_layer
+from jaxdl.core.keys import MISSING, OptionalKey, split
+from jaxdl.core.module import (
+    Module,
+    check_params,
+    declared,
+    fill,
+    inline,
+    is_stateful,
+    map_modules,
+    part,
+    scoped,
+)
+from jaxdl.core.naming import expect, scope
+from jaxdl.core.param import Param, State
+from jaxdl.core.precision import Policy
+from jaxdl.core.table import summary
+from jaxdl.core.tap_primitive import save_taps, tap
+from jaxdl.core.transforms import capture, patch, taps
+from jaxdl.core.tree import count, nbytes
+
+__all__ = [
+    "abstract",
+    "abstract_state",
+    "at",
+    "axes",
+    "by_layer",
+    "capture",
+    "check_params",
+    "count",
+    "declarations",
+    "declared",
+    "expect",
+    "fill",
+    "init",
+    "inline",
+    "is_stateful",
+    "map_modules",
+    "mask",
+    "MISSING",
+    "Module",
+    "nbytes",
+    "OptionalKey",
+    "Param",
+    "part",
+    "patch",
+    "paths",
+    "Policy",
+    "roles",
+    "save_taps",
+    "scope",
+    "scoped",
+    "split",
+    "State",
+    "summary",
+    "tap",
+    "taps",
+    "tree",
+]
