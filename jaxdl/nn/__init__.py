@@ -6,6 +6,7 @@ from jaxdl.nn.combine import Residual as Residual
 from jaxdl.nn.combine import Sequential as Sequential
 from jaxdl.nn.conv import Conv as Conv
 from jaxdl.nn.dropout import Dropout as Dropout
+from jaxdl.nn.feed_forward import FeedForward as FeedForward
 from jaxdl.nn.linear import Embedding as Embedding
 from jaxdl.nn.linear import Linear as Linear
 from jaxdl.nn.norm import BatchNorm as BatchNorm

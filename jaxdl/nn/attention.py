@@ -27,7 +27,7 @@ class Attention(Module):
 
     `mask` is True where a query may look: broadcast to [batch, heads, query, key]; a
     query that may look nowhere gives zeros. `segment_ids` [batch, seq] keep packed
-    sequences apart. `positions` [batch, seq] count from 0 in each sequence if not
+    sequences apart. `positions` [batch, seq] count from 0 along the row if not
     given.
 
     Taps: `q`, `k`, `v`, `scores` (before masking), `pattern`, `heads`.
@@ -41,13 +41,14 @@ class Attention(Module):
     rope: RoPE | None = None
     bias: bool = False
     dropout: float = 0.0
+    kernel_init: Any = initializers.lecun_normal()
     out_init: Any = initializers.lecun_normal()
     implementation: str | None = None
-    q: Module = part()
-    k: Module = part()
-    v: Module = part()
-    out: Module = part()
-    drop: Module = part()
+    q: Module = part(default=None)
+    k: Module = part(default=None)
+    v: Module = part(default=None)
+    out: Module = part(default=None)
+    drop: Module = part(default=None)
 
     def __post_init__(self):
         fill(self, num_kv_heads=self.num_heads, head_dim=self.dim // self.num_heads)
@@ -62,11 +63,12 @@ class Attention(Module):
                 f"{self.implementation!r}"
             )
         queries, keys = self.num_heads * self.width, self.kv_heads * self.width
+        init = self.kernel_init
         fill(
             self,
-            q=Linear(self.dim, queries, self.bias, ("embed", "heads")),
-            k=Linear(self.dim, keys, self.bias, ("embed", "kv_heads")),
-            v=Linear(self.dim, keys, self.bias, ("embed", "kv_heads")),
+            q=Linear(self.dim, queries, self.bias, ("embed", "heads"), init),
+            k=Linear(self.dim, keys, self.bias, ("embed", "kv_heads"), init),
+            v=Linear(self.dim, keys, self.bias, ("embed", "kv_heads"), init),
             out=Linear(queries, self.dim, self.bias, ("heads", "embed"), self.out_init),
             drop=Dropout(self.dropout),
         )

@@ -35,7 +35,7 @@ class Sequential(Module):
     def members(self) -> tuple[Layer, ...]:
         return tuple(self.layers)
 
-    def __call__(self, params, x, state: Any = MISSING, **given):
+    def __call__(self, params, x, state: Any = MISSING, **given) -> Any:
         routing.check(self, given)
         _check_state(self, state)
         keys = routing.keys_for(self.members(), given)
@@ -61,7 +61,7 @@ class Residual(Module):
     def members(self) -> tuple[Layer, ...]:
         return (self.inner,)
 
-    def __call__(self, params, x, state: Any = MISSING, **given):
+    def __call__(self, params, x, state: Any = MISSING, **given) -> Any:
         routing.check(self, given)
         _check_state(self, state)
         y, state = routing.run(self.inner, params, x, state, given)
@@ -98,7 +98,7 @@ class Repeat(Module):
         """The parameters of one layer, as the block takes them."""
         return jax.tree.map(lambda leaf: leaf[index], params)
 
-    def __call__(self, params, x, state: Any = MISSING, **given):
+    def __call__(self, params, x, state: Any = MISSING, **given) -> Any:
         routing.check(self, given)
         _check_state(self, state)
         for leaf in jax.tree.leaves(params):

@@ -1,6 +1,7 @@
 """Normalisation. Statistics are taken in float32; the result has the dtype of the
 input."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ class LayerNorm(Module):
     scale: bool = True
     bias: bool = True
     axis: str | None = "embed"
+    scale_init: Callable[..., jax.Array] = initializers.ones
 
     def spec(self):
         return _affine(self)
@@ -80,6 +82,7 @@ class BatchNorm(Module):
     scale: bool = True
     bias: bool = True
     axis: str | None = None
+    scale_init: Callable[..., jax.Array] = initializers.ones
 
     def spec(self):
         shape, axes = (self.features,), (self.axis,)
@@ -115,7 +118,7 @@ def _affine(layer: LayerNorm | BatchNorm) -> dict[str, Param | State]:
     spec: dict[str, Param | State] = {}
     shape, axes = (layer.features,), (layer.axis,)
     if layer.scale:
-        spec["scale"] = Param(shape, initializers.ones, axes, role="scale")
+        spec["scale"] = Param(shape, layer.scale_init, axes, role="scale")
     if layer.bias:
         spec["bias"] = Param(shape, initializers.zeros, axes, role="bias")
     return spec

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+import numpy as np
 
 from jaxdl.core.module import Module
 from jaxdl.core.naming import expect
@@ -83,6 +84,7 @@ def _pool(layer, x, start, combine):
     padding = layer.padding
     if not isinstance(padding, str):
         padding = [*((0, 0),) * len(lead), *pad_pairs(padding, dims), (0, 0)]
-    start = jnp.asarray(start, x.dtype)
+    # A constant of numpy: under jit a jnp one is traced, and lax then has no gradient.
+    start = np.asarray(start, x.dtype)
     shape, steps = (*lead, *window, 1), (*lead, *strides, 1)
     return jax.lax.reduce_window(x, start, combine, shape, steps, padding)

@@ -1,0 +1,10 @@
+"""Model families, each a composition of layers: one file for a family."""
+
+from jaxdl.models.cnn import cnn as cnn
+from jaxdl.models.gpt import GPT as GPT
+from jaxdl.models.gpt import GPTConfig as GPTConfig
+from jaxdl.models.mlp import mlp as mlp
+from jaxdl.models.resnet import ResNet as ResNet
+from jaxdl.models.resnet import resnet18 as resnet18
+from jaxdl.models.resnet import resnet34 as resnet34
+from jaxdl.models.resnet import resnet50 as resnet50

@@ -1,0 +1,144 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdl as jd
+from jaxdl import models, nn
+from jaxdl.core import tree
+from jaxdl.testing import check_module
+
+tiny = models.ResNet(
+    (1, 1), widths=(4, 8), num_classes=3, in_features=1, small_images=True
+)
+images = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [
+        (models.resnet18(), 11_689_512),
+        (models.resnet34(), 21_797_672),
+        (models.resnet50(), 25_557_032),
+    ],
+)
+def test_the_parameters_are_as_many_as_torchvision_has(model, count):
+    assert jd.count(jd.abstract(model)) == count
+
+
+def test_the_names_are_those_of_torchvision_renamed():
+    paths = set(jd.paths(models.resnet18()))
+    for theirs in (
+        "conv1.weight",
+        "bn1.weight",
+        "layer1.0.conv1.weight",
+        "layer1.1.bn2.bias",
+        "layer2.0.downsample.0.weight",
+        "layer2.0.downsample.1.bias",
+        "layer4.1.conv2.weight",
+        "fc.weight",
+        "fc.bias",
+    ):
+        *parents, leaf = theirs.split(".")
+        norm = parents[-1].startswith("bn") or parents[-2:] == ["downsample", "1"]
+        name = {"weight": "scale" if norm else "kernel"}.get(leaf, leaf)
+        assert "/".join([*parents, name]) in paths
+    assert not any("downsample" in path for path in paths if path.startswith("layer1"))
+    assert "layer1/0/downsample/0/kernel" in jd.paths(models.resnet50())
+
+
+def test_shapes_follow_the_paper():
+    model = models.resnet50(num_classes=7)
+
+    def forward(params, state, x):
+        return model(params, x, state, train=False)[0]
+
+    logits, values = jax.eval_shape(
+        jd.capture(forward, "**/out"),
+        jd.abstract(model),
+        jd.abstract_state(model),
+        jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32),
+    )
+    assert logits.shape == (2, 7)
+    assert values["layer1/0/out"].shape == (2, 56, 56, 256)
+    assert values["layer4/2/out"].shape == (2, 7, 7, 2048)
+
+
+def by_hand(params, state, x):
+    """The tiny network in evaluation, from lax alone."""
+
+    def conv(x, kernel, stride=1):
+        pad = (kernel.shape[0] // 2,) * 2
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), (pad, pad), dimension_numbers=layout
+        )
+
+    def norm(x, p, s):
+        return (x - s["mean"]) / jnp.sqrt(s["var"] + 1e-5) * p["scale"] + p["bias"]
+
+    def block(x, p, s, stride):
+        y = jax.nn.relu(norm(conv(x, p["conv1"]["kernel"], stride), p["bn1"], s["bn1"]))
+        y = norm(conv(y, p["conv2"]["kernel"]), p["bn2"], s["bn2"])
+        if "downsample" in p and p["downsample"]:
+            kernel, scale = p["downsample"]["0"]["kernel"], p["downsample"]["1"]
+            x = norm(conv(x, kernel, stride), scale, s["downsample"]["1"])
+        return jax.nn.relu(x + y)
+
+    x = jax.nn.relu(
+        norm(conv(x, params["conv1"]["kernel"]), params["bn1"], state["bn1"])
+    )
+    for stage, stride in (("layer1", 1), ("layer2", 2)):
+        x = block(x, params[stage]["0"], state[stage]["0"], stride)
+    return x.mean((1, 2)) @ params["fc"]["kernel"] + params["fc"]["bias"]
+
+
+def test_the_network_is_the_one_written_out_with_every_parameter_perturbed():
+    rng = np.random.default_rng(0)
+
+    def perturbed(leaf):
+        return leaf + 0.3 * np.abs(rng.normal(size=leaf.shape)).astype(np.float32)
+
+    params = jax.tree.map(perturbed, tiny.init(jax.random.key(0)))
+    state = jax.tree.map(perturbed, tiny.init_state())
+    ours, same = tiny(params, images, state, train=False)
+    np.testing.assert_allclose(
+        ours, by_hand(params, state, images), rtol=1e-4, atol=1e-4
+    )
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, state, same))
+
+
+def test_training_moves_every_running_statistic():
+    state = tiny.init_state()
+    _, new = tiny(tiny.init(jax.random.key(0)), images, state, train=True)
+    for path, leaf in tree.flatten(new).items():
+        assert not jnp.array_equal(leaf, tree.flatten(state)[path]), path
+
+
+def test_zero_init_starts_each_block_as_its_shortcut():
+    block = models.ResNet((1,), (4,), in_features=1, small_images=True, zero_init=True)
+    params, state = block.init(jax.random.key(0)), block.init_state()
+    _, values = jd.capture(
+        lambda p, x: block(p, x, state, train=False)[0], "layer1/0/out"
+    )(params, images)
+    stem = jax.nn.relu(
+        nn.BatchNorm(4)(
+            params["bn1"],
+            block.conv1(params["conv1"], images),
+            state["bn1"],
+            train=False,
+        )[0]
+    )
+    np.testing.assert_allclose(values["layer1/0/out"], stem, rtol=1e-5)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_it_keeps_the_contract(train):
+    check_module(tiny, images, train=train, tolerance=1e-4)
+
+
+def test_what_does_not_fit_is_an_error():
+    with pytest.raises(ValueError, match="depths of one to four stages"):
+        models.ResNet((1, 1, 1), widths=(4, 8))
+    with pytest.raises(ValueError, match=r"expected \[batch, height, width, 1\]"):
+        tiny(tiny.init(jax.random.key(0)), images[0], tiny.init_state(), train=False)
