@@ -27,7 +27,7 @@ def mlp(
 
     >>> model = mlp([2, 4, 1], jax.numpy.tanh)
     >>> sorted(model.init(jax.random.key(0)))
-    ['0', '1', '2']
+    ['0', '2']
     """
     if len(widths) < 2:
         raise ValueError(f"mlp: expected at least two widths, got {list(widths)}")
