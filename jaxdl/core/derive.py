@@ -1,5 +1,4 @@
-"""What follows from a declaration without any array: shapes, axes, roles, paths,
-masks."""
+"""What follows from a declaration alone: shapes, axes, roles, paths, masks."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

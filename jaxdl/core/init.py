@@ -76,16 +76,14 @@ def variance_scaling(
     distribution: str = "truncated_normal",
     **axes: Any,
 ) -> Initializer:
-    """Scales the variance to scale / fan; `in_axis`, `out_axis`, `batch_axis` as in
-    JAX."""
+    """Scales the variance to scale / fan; `in_axis`, `out_axis` and so on as in JAX."""
     return _named(
         "variance_scaling", scale=scale, mode=mode, distribution=distribution, **axes
     )
 
 
 def lecun_normal(**axes: Any) -> Initializer:
-    """Variance 1 / fan_in, truncated normal: the default of every kernel (LeCun
-    1998)."""
+    """Variance 1 / fan_in, truncated normal: the default of kernels (LeCun 1998)."""
     return _named("lecun_normal", **axes)
 
 

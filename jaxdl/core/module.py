@@ -1,5 +1,4 @@
-"""Module: a hashable value that declares its parameters and is a pure function of
-them."""
+"""Module: a hashable value that declares parameters, and a pure function of them."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
@@ -18,8 +17,7 @@ Spec = Mapping[str, Any]
 
 
 def inline(**kwargs: Any) -> Any:
-    """A field whose Modules appear under the owner's own path, without the field's
-    name.
+    """A field whose Modules appear under the owner's own path, without its name.
 
     `Sequential.layers` is one: its parameters are `0`, `1`, not `layers/0`, `layers/1`.
     """
@@ -62,19 +60,20 @@ class Module:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in ("spec", "children", "init", "init_state"):
-            if name in cls.__dict__.get("__annotations__", {}):
-                raise TypeError(f"{cls.__name__}: a field cannot be called {name!r}")
         if "__call__" in cls.__dict__:
             cls.__call__ = scoped(cls.__dict__["__call__"])
         dataclasses.dataclass(frozen=True)(cls)
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if field.name in ("spec", "children", "init", "init_state"):
+                raise TypeError(
+                    f"{cls.__name__}: a field cannot be called {field.name!r}"
+                )
         cls.__init__ = _freezing(cls, cls.__init__)
         cls.__hash__ = _cached(cls.__hash__)
         jax.tree_util.register_static(cls)
 
     def spec(self) -> Spec:
-        """Declares the parameters: names to `Param`, `State`, a Module, or dicts of
-        them.
+        """Declares parameters: names to `Param`, `State`, Modules, or dicts of them.
 
         By default the fields that are Modules, and the Modules in tuples by position.
         """
@@ -125,8 +124,7 @@ def fill(module: Module, **parts: Any) -> None:
 
 
 def declared(model: Module, kind: type[Declaration] = Declaration) -> dict:
-    """The model's declarations, or those of one kind: nested dicts of `Param` and
-    `State`.
+    """The model's declarations, all or of one kind: nested dicts of `Param`, `State`.
 
     A part without parameters is an empty dict, so that `params["name"]` always exists;
     in the tree of State only the parts that have any appear. Raises TypeError, naming
@@ -141,8 +139,7 @@ def is_stateful(module: Any) -> bool:
 
 
 def mismatches(model: Module, params: Any) -> list[str]:
-    """Lists what keeps params from fitting the model, a line for each path; [] if
-    nothing.
+    """Lists what keeps params from fitting the model, a line for each path.
 
     >>> from jaxdl import nn
     >>> mismatches(nn.Linear(2, 3), {"kernel": np.ones((2, 4), np.float32)})

@@ -54,8 +54,7 @@ batching.primitive_batchers[tap_p] = _batch
 
 
 def save_taps(*patterns: str):
-    """A `jax.checkpoint` policy that keeps the tapped values that fit, for the backward
-    pass.
+    """A `jax.checkpoint` policy that keeps named values for the backward pass.
 
     `nn.Repeat(block, 12, remat=jd.save_taps("**/mlp/hidden"))`
     """

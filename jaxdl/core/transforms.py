@@ -82,8 +82,7 @@ def patch(function: Callable, edits: Mapping[str, Any]) -> Callable:
 def taps(
     function: Callable, *args: Any, **kwargs: Any
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Lists the taps of a function called so, by name, with the shape a capture would
-    have.
+    """Lists the taps of a function by name, with the shape a capture would have.
 
     Takes arrays or `jax.ShapeDtypeStruct`s; nothing is computed. Taps that capture
     cannot reach are left out.
@@ -118,8 +117,7 @@ class _Traced:
         self.taps: dict[str, TapInfo] = find_taps(self.jaxpr.jaxpr)
 
     def select(self, patterns) -> list[str]:
-        """The names that fit the patterns; each pattern fits one that can be
-        reached."""
+        """The names that fit the patterns, each of which must fit one within reach."""
         names = list(self.taps)
         bases = {name: name.partition("@")[0] for name in names}
         chosen = []

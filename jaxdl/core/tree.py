@@ -63,8 +63,7 @@ def path_string(path: Iterable[Any]) -> str:
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Tells whether a path fits a pattern: `*` is one name or part of it, `**` any
-    number.
+    """Tells whether a path fits a pattern: `*` is (part of) a name, `**` many names.
 
     `blocks/*/kernel` fits `blocks/up/kernel`; `**/bias` fits `bias` and `a/b/bias`;
     `**/w_*` fits `a/w_in`. Every other character stands for itself.
@@ -89,8 +88,7 @@ def matching(patterns: str | Iterable[str], paths: Iterable[str]) -> list[str]:
 
 
 def mask(tree: PyTree, patterns: str | Iterable[str]) -> PyTree:
-    """Marks the leaves whose path fits a pattern: a tree of bools of the same
-    structure.
+    """Marks the leaves whose path fits a pattern: bools in the same structure.
 
     Raises ValueError when a pattern fits no leaf.
     """

@@ -41,8 +41,7 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """How many batches go once through the data; the last runs into the next
-        epoch."""
+        """How many batches go once through the data; the last may run into the next."""
         return -(-self.size // self.batch_size)
 
     def __call__(self, step: int) -> PyTree:

@@ -139,8 +139,7 @@ class Attention(Module):
 
 
 def _visible(x: jax.Array, mask, segment_ids, causal: bool) -> jax.Array | None:
-    """Joins the masks: True where a query may look, [batch or 1, heads or 1, query,
-    key]."""
+    """Joins the masks: True where a query may look, [batch, heads, query, key]."""
     batch, seq = x.shape[:2]
     parts = []
     if causal:

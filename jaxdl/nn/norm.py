@@ -1,5 +1,4 @@
-"""Normalisation. Statistics are taken in float32; the result has the dtype of the
-input."""
+"""Normalisation: statistics in float32, the result in the dtype of the input."""
 
 from collections.abc import Callable
 from typing import Any

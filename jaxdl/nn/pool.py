@@ -47,8 +47,7 @@ class AvgPool(Module):
 
 
 class GlobalAvgPool(Module):
-    """The mean over every spatial dimension: [batch, *spatial, features] -> [batch,
-    features]."""
+    """Means over space: [batch, *spatial, features] -> [batch, features]."""
 
     def __call__(self, params, x: Float[Array, "batch ... features"]):
         expect(x.ndim >= 3, "[batch, *spatial, features]", x)
@@ -56,8 +55,7 @@ class GlobalAvgPool(Module):
 
 
 class GlobalMaxPool(Module):
-    """The maximum over every spatial dimension: [batch, *spatial, features] -> [batch,
-    features]."""
+    """Maxima over space: [batch, *spatial, features] -> [batch, features]."""
 
     def __call__(self, params, x: Float[Array, "batch ... features"]):
         expect(x.ndim >= 3, "[batch, *spatial, features]", x)

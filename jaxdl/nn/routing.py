@@ -1,5 +1,4 @@
-"""How a combinator hands keywords to its members: each gets those its signature
-names."""
+"""How a combinator hands each member the keywords that its signature names."""
 
 from collections.abc import Callable, Mapping
 import functools
@@ -54,8 +53,7 @@ def keys_for(
 def run(
     layer: Layer, params: Any, x: Any, state: Any, given: Mapping[str, Any]
 ) -> tuple:
-    """Calls a layer with the keywords it takes: (y, state), state None if it has
-    none."""
+    """Calls a layer with the keywords it takes: (y, state), or (y, None)."""
     taken = keywords(layer)
     chosen = {n: v for n, v in given.items() if n in taken and v is not MISSING}
     if not isinstance(layer, Module):

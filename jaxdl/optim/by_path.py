@@ -66,8 +66,7 @@ def freeze(
 
 
 def decay_mask(*exempt: str) -> Callable[[PyTree], PyTree]:
-    """A mask for `optax.adamw(mask=...)`: True for leaves that fit none of the
-    patterns.
+    """A mask for `optax.adamw(mask=...)`: True for leaves that fit no pattern.
 
     By default biases and norms' scales are exempt, as jaxdl and Flax name them; a
     default that fits nothing is no error, a pattern that was given is.
