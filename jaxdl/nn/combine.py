@@ -1,4 +1,4 @@
-"""Combinators: layers in a row, a block repeated, a residual connection.
+"""Combinators: layers in a row or side by side, a block repeated, a residual.
 
 Each routes the keywords it is given (key, train, mask, positions, ...) to the members
 whose signature names them and refuses one that nobody takes. With a member that has
@@ -38,16 +38,39 @@ class Sequential(Module):
     def __call__(self, params, x, state: Any = MISSING, **given) -> Any:
         routing.check(self, given)
         _check_state(self, state)
-        keys = routing.keys_for(self.members(), given)
         new_state = {}
-        for index, layer in enumerate(self.layers):
-            name = str(index)
-            keywords = {**given, "key": keys[index]}
-            before = state[name] if is_stateful(layer) else None
-            x, after = routing.run(layer, params.get(name), x, before, keywords)
-            if is_stateful(layer):
+        for name, call in routing.calls(self.members(), params, state, given):
+            x, after = call(x)
+            if after is not None:
                 new_state[name] = after
         return (x, new_state) if is_stateful(self) else x
+
+
+class Parallel(Module):
+    """Gives every branch the same input and joins what they return.
+
+    `join` takes the outputs as arguments: `jnp.add` for two, or a function such as
+    `concatenate`. Without one the result is their tuple. Parameters are named by
+    position, as in `Sequential`.
+    """
+
+    branches: tuple[Layer, ...] | list[Layer] = inline()
+    join: Callable[..., Any] | None = None
+
+    def members(self) -> tuple[Layer, ...]:
+        return tuple(self.branches)
+
+    def __call__(self, params, x, state: Any = MISSING, **given) -> Any:
+        routing.check(self, given)
+        _check_state(self, state)
+        outputs, new_state = [], {}
+        for name, call in routing.calls(self.members(), params, state, given):
+            y, after = call(x)
+            outputs.append(y)
+            if after is not None:
+                new_state[name] = after
+        joined = tuple(outputs) if self.join is None else self.join(*outputs)
+        return (joined, new_state) if is_stateful(self) else joined
 
 
 class Residual(Module):

@@ -1,4 +1,4 @@
-"""Dropout."""
+"""Dropout of elements, of whole features, and of whole examples."""
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,12 @@ class Dropout(Module):
 
     `key=None` means deterministic. With a rate above 0 a key that is not given at all
     is a TypeError, so that dropout is never missing by oversight (Srivastava et al.
-    2014).
+    2014). One decision holds along all of `broadcast_axes`: (1, 2) drops whole features
+    of an image [batch, height, width, features] (Tompson et al. 2015).
     """
 
     rate: float
+    broadcast_axes: tuple[int, ...] = ()
 
     def __post_init__(self):
         if not 0.0 <= self.rate < 1.0:
@@ -32,5 +34,26 @@ class Dropout(Module):
                 f"{where}: dropout with rate {self.rate} needs key=...; "
                 "key=None turns it off"
             )
-        keep = jax.random.bernoulli(key, 1.0 - self.rate, x.shape)
+        whole = {axis % x.ndim for axis in self.broadcast_axes}
+        shape = [1 if axis in whole else size for axis, size in enumerate(x.shape)]
+        keep = jax.random.bernoulli(key, 1.0 - self.rate, shape)
         return jnp.where(keep, x / (1.0 - self.rate), 0.0).astype(x.dtype)
+
+
+class DropPath(Module):
+    """Drops a whole example with probability `rate`: [batch, ...] -> [batch, ...].
+
+    At the end of a residual branch it drops the branch (stochastic depth, Huang et al.
+    2016, arXiv:1603.09382). Keys as in `Dropout`.
+    """
+
+    rate: float
+
+    def __post_init__(self):
+        Dropout(self.rate)  # holds the rate to its range
+
+    def __call__(
+        self, params, x: Float[Array, "batch ..."], *, key: OptionalKey = MISSING
+    ):
+        axes = tuple(range(1, x.ndim))
+        return Dropout(self.rate, axes)({}, x, key=key)

@@ -1,4 +1,4 @@
-"""Linear maps and embeddings."""
+"""Linear, multilinear and embedding layers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +40,98 @@ class Linear(Module):
     def __call__(self, params, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         expect(x.shape[-1:] == (self.in_features,), f"[..., {self.in_features}]", x)
         y = floating(x, params["kernel"].dtype) @ params["kernel"]
+        return y + params["bias"] if self.bias else y
+
+
+class Einsum(Module):
+    """A linear map of any axes: `equation` is that of `jnp.einsum`, "x,kernel->y".
+
+    `Einsum("btd,dhk->bthk", (64, 8, 16))` projects to 8 heads of 16. `shape` is the
+    kernel's; the bias has the kernel's axes that stand last in y: those of h and k
+    here. The fan-in is over the axes that the sum runs over.
+    """
+
+    equation: str
+    shape: tuple[int, ...]
+    bias: bool = False
+    axes: tuple[str | None, ...] | None = None
+
+    def __post_init__(self):
+        _, kernel, y = self._terms()
+        if len(kernel) != len(self.shape) or not y.endswith(self._free()):
+            raise ValueError(
+                "Einsum: expected an equation x,kernel->y with one kernel letter for "
+                f"each size of {tuple(self.shape)}, and the kernel's own letters last "
+                f"in y, got {self.equation!r}"
+            )
+
+    def spec(self):
+        x, kernel, _ = self._terms()
+        summed = tuple(i for i, letter in enumerate(kernel) if letter in x)
+        own = tuple(i for i, letter in enumerate(kernel) if letter not in x)
+        init = initializers.lecun_normal(in_axis=summed, out_axis=own)
+        spec = {"kernel": Param(self.shape, init, self.axes)}
+        if self.bias:
+            shape = tuple(self.shape[i] for i in own)
+            axes = self.axes and tuple(self.axes[i] for i in own)
+            spec["bias"] = Param(shape, initializers.zeros, axes, role="bias")
+        return spec
+
+    def __call__(self, params, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        letters, kernel, _ = self._terms()
+        sizes = dict(zip(kernel, self.shape, strict=True))
+        expected = [sizes.get(letter, letter) for letter in letters]
+        fits = x.ndim == len(letters) and all(
+            size == wanted or isinstance(wanted, str)
+            for size, wanted in zip(x.shape, expected, strict=False)
+        )
+        expect(fits, f"[{', '.join(map(str, expected))}]", x)
+        x = floating(x, params["kernel"].dtype)
+        y = jnp.einsum(self.equation, x, params["kernel"])
+        return y + params["bias"] if self.bias else y
+
+    def _terms(self) -> tuple[str, str, str]:
+        inputs, _, y = self.equation.replace(" ", "").partition("->")
+        x, _, kernel = inputs.partition(",")
+        return x, kernel, y
+
+    def _free(self) -> str:
+        x, kernel, _ = self._terms()
+        return "".join(letter for letter in kernel if letter not in x)
+
+
+class Bilinear(Module):
+    """x1 A x2 + b for each output: [..., first], [..., second] -> [..., out_features].
+
+    The kernel is [first, second, out_features] (PyTorch's `Bilinear`, whose weight has
+    the outputs in front).
+    """
+
+    first_features: int
+    second_features: int
+    out_features: int
+    bias: bool = True
+
+    def spec(self):
+        shape = (self.first_features, self.second_features, self.out_features)
+        init = initializers.lecun_normal(in_axis=(0, 1), out_axis=2)
+        spec = {"kernel": Param(shape, init)}
+        if self.bias:
+            spec["bias"] = Param(shape[-1:], initializers.zeros, role="bias")
+        return spec
+
+    def __call__(self, params, x1: Float[Array, "... a"], x2: Float[Array, "... b"]):
+        expect(
+            x1.shape[-1:] == (self.first_features,), f"[..., {self.first_features}]", x1
+        )
+        expect(
+            x2.shape[-1:] == (self.second_features,),
+            f"[..., {self.second_features}]",
+            x2,
+        )
+        dtype = params["kernel"].dtype
+        x1, x2 = floating(x1, dtype), floating(x2, dtype)
+        y = jnp.einsum("...a,...b,abo->...o", x1, x2, params["kernel"])
         return y + params["bias"] if self.bias else y
 
 

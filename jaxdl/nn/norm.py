@@ -113,7 +113,76 @@ class BatchNorm(Module):
         return _apply(self, params, y, x.dtype), state
 
 
-def _affine(layer: LayerNorm | BatchNorm) -> dict[str, Param | State]:
+class GroupNorm(Module):
+    """Zero mean and unit variance of each group of features, for each example.
+
+    [batch, *spatial, features]; the features are split into `num_groups` of neighbours
+    (Wu and He 2018, arXiv:1803.08494; PyTorch's `GroupNorm`).
+    """
+
+    num_groups: int
+    features: int
+    epsilon: float = 1e-5
+    scale: bool = True
+    bias: bool = True
+    axis: str | None = None
+    scale_init: Callable[..., jax.Array] = initializers.ones
+
+    def __post_init__(self):
+        if self.num_groups < 1 or self.features % self.num_groups:
+            raise ValueError(
+                f"GroupNorm: expected num_groups to divide features={self.features}, "
+                f"got {self.num_groups}"
+            )
+
+    def spec(self):
+        return _affine(self)
+
+    def __call__(self, params, x: Float[Array, "batch ... features"]):
+        fits = x.ndim >= 2 and x.shape[-1] == self.features
+        expect(fits, f"[batch, ..., {self.features}]", x)
+        groups = (self.num_groups, self.features // self.num_groups)
+        wide = x.astype(jnp.float32).reshape(*x.shape[:-1], *groups)
+        over = (*range(1, x.ndim - 1), x.ndim)
+        centred = wide - wide.mean(over, keepdims=True)
+        variance = jnp.square(centred).mean(over, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.epsilon)
+        return _apply(self, params, y.reshape(x.shape), x.dtype)
+
+
+class InstanceNorm(Module):
+    """Zero mean and unit variance of each feature over the space of each example.
+
+    [batch, *spatial, features] (Ulyanov et al. 2016, arXiv:1607.08022; PyTorch's
+    `InstanceNorm2d(affine=True)`): `GroupNorm` with a group for each feature.
+    """
+
+    features: int
+    epsilon: float = 1e-5
+    scale: bool = True
+    bias: bool = True
+    axis: str | None = None
+    scale_init: Callable[..., jax.Array] = initializers.ones
+
+    def spec(self):
+        return _affine(self)
+
+    def __call__(self, params, x: Float[Array, "batch ... features"]):
+        fits = x.ndim >= 3 and x.shape[-1] == self.features
+        expect(fits, f"[batch, *spatial, {self.features}]", x)
+        over = tuple(range(1, x.ndim - 1))
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(over, keepdims=True)
+        variance = jnp.square(centred).mean(over, keepdims=True)
+        return _apply(
+            self, params, centred * jax.lax.rsqrt(variance + self.epsilon), x.dtype
+        )
+
+
+Affine = LayerNorm | BatchNorm | GroupNorm | InstanceNorm
+
+
+def _affine(layer: Affine) -> dict[str, Param | State]:
     spec: dict[str, Param | State] = {}
     shape, axes = (layer.features,), (layer.axis,)
     if layer.scale:
@@ -123,7 +192,7 @@ def _affine(layer: LayerNorm | BatchNorm) -> dict[str, Param | State]:
     return spec
 
 
-def _apply(layer: LayerNorm | BatchNorm, params, y: jax.Array, dtype: Any) -> jax.Array:
+def _apply(layer: Affine, params, y: jax.Array, dtype: Any) -> jax.Array:
     if layer.scale:
         y = y * params["scale"]
     if layer.bias:

@@ -1,6 +1,6 @@
 """How a combinator hands each member the keywords that its signature names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import inspect
 from typing import Any
@@ -37,17 +37,23 @@ def check(combinator: Module, given: Mapping[str, Any]) -> None:
             )
 
 
-def keys_for(
-    layers: list[Layer] | tuple[Layer, ...], given: Mapping[str, Any]
-) -> list[Any]:
-    """One key for each layer, split among those that take one."""
+def calls(
+    layers: Sequence[Layer], params: Any, state: Any, given: Mapping[str, Any]
+) -> Iterator[tuple[str, Callable[[Any], tuple]]]:
+    """Each member's name, its position, and the call `x -> (y, state)` of it.
+
+    The key is split among the members that take one.
+    """
     takers = [i for i, layer in enumerate(layers) if "key" in keywords(layer)]
-    keys: list[Any] = [MISSING] * len(layers)
-    for index, key in zip(
-        takers, split(given.get("key", MISSING), len(takers)), strict=True
-    ):
-        keys[index] = key
-    return keys
+    keys = dict(zip(takers, split(given.get("key", MISSING), len(takers)), strict=True))
+    for index, layer in enumerate(layers):
+        name = str(index)
+        before = state[name] if is_stateful(layer) else None
+        own = {**given, "key": keys.get(index, MISSING)}
+        yield (
+            name,
+            functools.partial(run, layer, params.get(name), state=before, given=own),
+        )
 
 
 def run(

@@ -86,6 +86,27 @@ def test_sequential_threads_state_by_name():
     chex.assert_trees_all_close((y, new), (expected, {"1": part}), rtol=1e-6)
 
 
+def test_parallel_gives_every_branch_the_same_input_and_joins():
+    def branches(join=None):
+        return nn.Parallel([nn.Linear(4, 4), jnp.sin, nn.BatchNorm(4)], join)
+
+    params, state = perturbed(branches()), branches().init_state()
+    linear = nn.Linear(4, 4)(params["0"], x)
+    norm, new = nn.BatchNorm(4)(params["2"], x, state["2"], train=True)
+    outputs = branches()(params, x, state, train=True)
+    chex.assert_trees_all_close(outputs, ((linear, jnp.sin(x), norm), {"2": new}))
+    joined, _ = branches(lambda *parts: sum(parts))(params, x, state, train=True)
+    np.testing.assert_allclose(joined, linear + jnp.sin(x) + norm, rtol=1e-5)
+    with pytest.raises(TypeError, match="a member has state"):
+        branches()(params, x, train=True)
+
+
+def test_parallel_gives_each_branch_a_key_of_its_own(key):
+    model = nn.Parallel([nn.Dropout(0.5), jnp.abs, nn.Dropout(0.5)])
+    first, same, second = model(model.init(key), jnp.ones(100), key=key)
+    assert (same == 1).all() and not jnp.array_equal(first, second)
+
+
 def test_residual_adds_and_keeps_the_path_of_its_inner_layer():
     layer = nn.Residual(inner)
     params = perturbed(layer)

@@ -75,3 +75,47 @@ def test_embedding_refuses_floating_tokens():
     layer = nn.Embedding(7, 4)
     with pytest.raises(ValueError, match="expected integer tokens, got float32"):
         layer(layer.init(jax.random.key(0)), jnp.ones(3))
+
+
+def test_einsum_is_that_of_flax():
+    x, kernel, bias = normal(2, 3, 4), normal(4, 5, 6), normal(5, 6)
+    params = {"kernel": kernel, "bias": bias}
+    theirs = flax.linen.Einsum((4, 5, 6), "btd,dhk->bthk")
+    ours = nn.Einsum("btd,dhk->bthk", (4, 5, 6), bias=True)
+    expected = theirs.apply({"params": params}, x)
+    np.testing.assert_allclose(ours(params, x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_fan_in_of_einsum_is_over_what_it_sums():
+    wide = nn.Einsum("bhk,hkd->bd", (8, 32, 64)).init(jax.random.key(0))["kernel"]
+    assert abs(float(wide.std()) - (8 * 32) ** -0.5) < 0.002
+
+
+def test_einsum_keeps_the_contract_and_refuses_what_does_not_fit():
+    layer = nn.Einsum(
+        "btd,dhk->bthk", (4, 2, 3), bias=True, axes=("embed", "heads", None)
+    )
+    check_module(layer, normal(2, 3, 4))
+    with pytest.raises(
+        ValueError, match=r"expected \[b, t, 4\], got float32\[2, 3, 5\]"
+    ):
+        layer(layer.init(jax.random.key(0)), normal(2, 3, 5))
+    with pytest.raises(ValueError, match="the kernel's own letters last"):
+        nn.Einsum("btd,dhk->hkbt", (4, 2, 3))
+    with pytest.raises(ValueError, match="one kernel letter for each size"):
+        nn.Einsum("btd,dh->bth", (4, 2, 3))
+
+
+def test_bilinear_is_the_sum_of_its_definition():
+    layer = nn.Bilinear(3, 4, 2)
+    params = {"kernel": normal(3, 4, 2), "bias": normal(2)}
+    x1, x2 = normal(5, 3), normal(5, 4)
+    ours = layer(params, x1, x2)
+    for row in range(5):
+        for out in range(2):
+            matrix = params["kernel"][:, :, out]
+            expected = x1[row] @ matrix @ x2[row] + params["bias"][out]
+            np.testing.assert_allclose(ours[row, out], expected, rtol=1e-4, atol=1e-5)
+    check_module(layer, x1, x2)
+    with pytest.raises(ValueError, match=r"expected \[..., 4\], got float32\[5, 3\]"):
+        layer(params, x1, x1)

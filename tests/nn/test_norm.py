@@ -113,3 +113,39 @@ def test_a_norm_in_bfloat16_takes_its_statistics_in_float32(layer):
 def test_norms_refuse_another_last_dimension(layer):
     with pytest.raises(ValueError, match=r"expected \[..., 4\], got float32\[2, 3\]"):
         layer(layer.init(jax.random.key(0)), jnp.ones((2, 3)))
+
+
+images = jnp.asarray(1.0 + 3.0 * rng.normal(size=(2, 5, 3, 6)), jnp.float32)
+affine = {
+    name: jnp.asarray(rng.normal(size=6), jnp.float32) for name in ("scale", "bias")
+}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+def test_group_norm_is_that_of_flax(groups):
+    theirs = flax.linen.GroupNorm(groups, epsilon=1e-3, use_fast_variance=False)
+    expected = theirs.apply({"params": affine}, images)
+    ours = nn.GroupNorm(groups, 6, epsilon=1e-3)(affine, images)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_instance_norm_is_group_norm_with_a_group_for_each_feature():
+    each = nn.GroupNorm(6, 6)(affine, images)
+    ours = nn.InstanceNorm(6)(affine, images)
+    np.testing.assert_allclose(ours, each, rtol=1e-5, atol=1e-6)
+    theirs = flax.linen.InstanceNorm(epsilon=1e-5, use_fast_variance=False)
+    expected = theirs.apply({"params": affine}, images)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [nn.GroupNorm(2, 6), nn.InstanceNorm(6, bias=False)])
+def test_group_and_instance_norm_keep_the_contract(layer):
+    check_module(layer, images)
+
+
+def test_group_and_instance_norm_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match="num_groups to divide features=6, got 4"):
+        nn.GroupNorm(4, 6)
+    layer = nn.InstanceNorm(6)
+    with pytest.raises(ValueError, match=r"expected \[batch, \*spatial, 6\]"):
+        layer(affine, images[0, 0])
