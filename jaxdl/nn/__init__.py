@@ -6,6 +6,7 @@ from jaxdl.nn.combine import Repeat as Repeat
 from jaxdl.nn.combine import Residual as Residual
 from jaxdl.nn.combine import Sequential as Sequential
 from jaxdl.nn.conv import Conv as Conv
+from jaxdl.nn.conv_transpose import ConvTranspose as ConvTranspose
 from jaxdl.nn.dropout import Dropout as Dropout
 from jaxdl.nn.dropout import DropPath as DropPath
 from jaxdl.nn.feed_forward import FeedForward as FeedForward
@@ -25,3 +26,7 @@ from jaxdl.nn.pool import GlobalMaxPool as GlobalMaxPool
 from jaxdl.nn.pool import MaxPool as MaxPool
 from jaxdl.nn.position import RoPE as RoPE
 from jaxdl.nn.routing import keywords as keywords
+from jaxdl.nn.scale import FiLM as FiLM
+from jaxdl.nn.scale import LayerScale as LayerScale
+from jaxdl.nn.scale import PReLU as PReLU
+from jaxdl.nn.scale import SqueezeExcite as SqueezeExcite

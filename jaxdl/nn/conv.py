@@ -77,7 +77,7 @@ class Conv(Module):
             for_each(self.strides, dims),
             padding,
             rhs_dilation=dilation,
-            dimension_numbers=_numbers(dims),
+            dimension_numbers=conv_numbers(dims),
             feature_group_count=self.groups,
         )
         y = y.reshape(*batch, *y.shape[1:])
@@ -102,6 +102,13 @@ def pad_pairs(padding: Padding, dims: int) -> list[tuple[int, int]]:
     return [(side, side) if isinstance(side, int) else tuple(side) for side in sides]  # type: ignore[misc]
 
 
+def conv_numbers(dims: int) -> jax.lax.ConvDimensionNumbers:
+    """Channels last, kernels [*spatial, in, out], for this many spatial dimensions."""
+    data = (0, dims + 1, *range(1, dims + 1))  # batch, features, spatial
+    kernel = (dims + 1, dims, *range(dims))  # out, in, spatial
+    return jax.lax.ConvDimensionNumbers(data, kernel, data)
+
+
 def _pad(x: jax.Array, padding: Padding, span: list[int]) -> tuple[jax.Array, Any]:
     """Pads where lax has no mode for it; returns the padding that is left to lax."""
     if padding in ("SAME", "VALID"):
@@ -115,9 +122,3 @@ def _pad(x: jax.Array, padding: Padding, span: list[int]) -> tuple[jax.Array, An
     known = "padding SAME, VALID, CAUSAL, CIRCULAR, REFLECT or numbers"
     expect(not isinstance(padding, str), known, padding)
     return x, pad_pairs(padding, len(span))
-
-
-def _numbers(dims: int) -> jax.lax.ConvDimensionNumbers:
-    data = (0, dims + 1, *range(1, dims + 1))  # batch, features, spatial
-    kernel = (dims + 1, dims, *range(dims))  # out, in, spatial
-    return jax.lax.ConvDimensionNumbers(data, kernel, data)
