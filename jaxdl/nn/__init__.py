@@ -25,6 +25,11 @@ from jaxdl.nn.pool import GlobalAvgPool as GlobalAvgPool
 from jaxdl.nn.pool import GlobalMaxPool as GlobalMaxPool
 from jaxdl.nn.pool import MaxPool as MaxPool
 from jaxdl.nn.position import RoPE as RoPE
+from jaxdl.nn.recurrent import Bidirectional as Bidirectional
+from jaxdl.nn.recurrent import GRUCell as GRUCell
+from jaxdl.nn.recurrent import LSTMCell as LSTMCell
+from jaxdl.nn.recurrent import Recurrent as Recurrent
+from jaxdl.nn.recurrent import RNNCell as RNNCell
 from jaxdl.nn.routing import keywords as keywords
 from jaxdl.nn.scale import FiLM as FiLM
 from jaxdl.nn.scale import LayerScale as LayerScale
