@@ -84,7 +84,7 @@ def chunked_cross_entropy(
     kernel: Float[Array, "dim vocab"],
     labels: Int[Array, "*batch"],
     *,
-    chunk_size: int = 1024,
+    chunk_size: int = 256,
     bias: Float[Array, " vocab"] | None = None,
     weights: Real[Array, "*batch"] | None = None,
     label_smoothing: float = 0.0,
@@ -102,10 +102,10 @@ def chunked_cross_entropy(
     gradients come in the inputs' dtypes. Forward-mode differentiation is not defined.
 
     On a mesh that splits the tokens (in order) over several devices, give their number
-    as `token_shards`: each device then goes through its own tokens, sums its own kernel
-    gradient over all its chunks, and one reduction follows the loop. With 1 a chunk
-    lies on one device, and the compiler gathers the tokens onto all of them.
-    `chunk_size` counts the tokens of one shard.
+    as `token_shards`: each device then sums its own kernel gradient over all its
+    chunks, and one reduction follows the loop; with 1 there is one for each chunk.
+    `chunk_size` counts the tokens of one shard. Gather a kernel that is sharded over
+    the same devices on its vocabulary first, or every chunk's tokens are gathered.
 
     Raises ValueError when shapes disagree or `token_shards` does not divide the tokens.
     """
@@ -156,9 +156,10 @@ def _chunked_sum(options, head, hidden, labels, weights):
     def step(total, chunk):
         hidden, labels, weights = chunk
         losses = _token_losses(_logits(head, hidden), labels, options)
-        return total + jnp.sum(losses * weights), None
+        return total + jnp.sum(losses * weights, axis=1), None
 
-    return jax.lax.scan(step, jnp.float32(0.0), (hidden, labels, weights))[0]
+    totals = jnp.zeros(hidden.shape[1], jnp.float32)
+    return jnp.sum(jax.lax.scan(step, totals, (hidden, labels, weights))[0])
 
 
 def _chunked_sum_forward(options, head, hidden, labels, weights):
@@ -177,17 +178,17 @@ def _chunked_sum_forward(options, head, hidden, labels, weights):
         d_logits = d_logits.astype(dtype)
         d_hidden = _product("scv,dv->scd", d_logits, kernel).astype(hidden.dtype)
         d_kernel += _product("scd,scv->sdv", hidden, d_logits)
-        total += jnp.sum(losses * weights)
+        total += jnp.sum(losses * weights, axis=1)
         return (total, d_kernel, d_bias), (d_hidden, losses)
 
-    # One gradient of the head for each shard, so that the loop needs no reduction.
-    shards = hidden.shape[1]
-    zeros = jax.tree.map(lambda x: jnp.zeros((shards, *x.shape), jnp.float32), head)
-    (total, *d_head), per_token = jax.lax.scan(
-        step, (jnp.float32(0.0), *zeros), (hidden, labels, weights)
+    # A sum of each kind for each shard, so that the loop needs no reduction.
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros((hidden.shape[1], *x.shape), jnp.float32),
+        (jnp.float32(0.0), kernel, bias),
     )
-    d_head = jax.tree.map(lambda x: jnp.sum(x, axis=0), tuple(d_head))
-    return total, (head, d_head, *per_token)
+    sums, per_token = jax.lax.scan(step, zeros, (hidden, labels, weights))
+    total, *d_head = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+    return total, (head, tuple(d_head), *per_token)
 
 
 def _chunked_sum_backward(options, residuals, cotangent):
@@ -218,7 +219,9 @@ def _split(array, token_axes: int | None = None, *, shards: int, chunk_size: int
     chunk = max(1, math.ceil(per_shard / chunks))
     padding = [(0, 0), (0, chunks * chunk - per_shard)] + [(0, 0)] * len(features)
     padded = jnp.pad(array.reshape(shards, per_shard, *features), padding)
-    return padded.reshape(shards, chunks, chunk, *features).swapaxes(0, 1)
+    # A chunk takes every `chunks`-th token. Neighbours would lie on one device of a
+    # mesh that splits the tokens, and XLA would have every device compute all of them.
+    return jnp.moveaxis(padded.reshape(shards, chunk, chunks, *features), 2, 0)
 
 
 def _validity(labels, weights, vocab: int) -> jax.Array:

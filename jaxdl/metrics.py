@@ -2,7 +2,8 @@
 
 A mean over several batches is the mean of theirs weighted by the sums of their weights;
 a confusion matrix is a sum. `weights` are 1 for what counts and 0 for padding, or any
-numbers from 0; a sum of 0 gives 0.
+numbers from 0; a sum of 0 gives 0. What has no meaning and counts, such as a label out
+of range, makes the metric NaN.
 """
 
 from typing import Literal
@@ -30,7 +31,8 @@ def accuracy(
     0.6666666865348816
     """
     _check_classes(logits, labels)
-    return weighted_mean(logits.argmax(-1) == labels, weights)
+    right = logits.argmax(-1) == labels
+    return weighted_mean(_where_known(right, labels, logits), weights)
 
 
 def top_k_accuracy(
@@ -49,7 +51,8 @@ def top_k_accuracy(
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"k: expected 1 to {logits.shape[-1]} classes, got {k}")
     _, best = jax.lax.top_k(logits, k)
-    return weighted_mean((best == labels[..., None]).any(-1), weights)
+    right = (best == labels[..., None]).any(-1)
+    return weighted_mean(_where_known(right, labels, logits), weights)
 
 
 def perplexity(mean_nats: Float[Array, ""] | float) -> Float[Array, ""]:
@@ -78,14 +81,19 @@ def expected_calibration_error(
 
     The mean over predictions of |accuracy - confidence| of their bin, with `bins` bins
     of equal width over (0, 1], closed on the right (Guo et al. 2017, arXiv:1706.04599).
+    Rows that do not sum to 1 within 0.02 (logits, say) give NaN.
     """
     _check_classes(probabilities, labels)
     confidence = probabilities.max(-1).ravel()
-    right = (probabilities.argmax(-1) == labels).ravel()
+    right = probabilities.argmax(-1) == labels
+    right = _where_known(right, labels, probabilities).ravel()
+    sums = probabilities.sum(-1, dtype=jnp.float32).ravel()
+    gap = jnp.where(abs(sums - 1) <= 0.02, right - confidence, jnp.nan)
     weight = _flat_weights(weights, labels.shape)
     place = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
     # A bin's |accuracy - confidence| times its share is |sum of the differences|.
-    gaps = jax.ops.segment_sum(weight * (right - confidence), place, bins)
+    gap = jnp.where(weight == 0, 0.0, weight * gap)
+    gaps = jax.ops.segment_sum(gap, place, bins)
     total = weight.sum()
     return jnp.where(
         total == 0, 0.0, jnp.abs(gaps).sum() / jnp.where(total == 0, 1, total)
@@ -197,3 +205,9 @@ def _check_classes(scores, labels) -> None:
             f"labels: expected shape {jnp.shape(scores)[:-1]}, one for each row of "
             f"{jnp.shape(scores)}, got {jnp.shape(labels)}"
         )
+
+
+def _where_known(values, labels, scores) -> jax.Array:
+    """The values as numbers, NaN where the label is no class or a score is NaN."""
+    known = (labels >= 0) & (labels < scores.shape[-1]) & ~jnp.isnan(scores).any(-1)
+    return jnp.where(known, values, jnp.nan)

@@ -101,7 +101,8 @@ def test_shards_of_the_tokens_change_nothing(shards):
     chex.assert_trees_all_close(ours, whole, rtol=1e-5, atol=1e-6)
 
 
-def test_on_a_mesh_each_device_keeps_its_tokens_and_the_gradient_is_reduced_once():
+def collectives_on_a_mesh(token_shards, chunk_size):
+    """What 4 devices exchange in a step: shapes inside the loop, and outside it."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spread, whole = (jax.NamedSharding(mesh, spec) for spec in (jax.P("data"), jax.P()))
     hidden = jax.ShapeDtypeStruct((32, DIM), jnp.float32, sharding=spread)
@@ -110,18 +111,35 @@ def test_on_a_mesh_each_device_keeps_its_tokens_and_the_gradient_is_reduced_once
 
     def loss(kernel, hidden, labels):
         return losses.chunked_cross_entropy(
-            hidden, kernel, labels, chunk_size=2, token_shards=4
+            hidden, kernel, labels, chunk_size=chunk_size, token_shards=token_shards
         )
 
-    text = jax.jit(jax.grad(loss)).lower(kernel, hidden, labels).compile().as_text()
+    step = jax.jit(jax.value_and_grad(loss))
+    text = step.lower(kernel, hidden, labels).compile().as_text()
     (loop,) = set(re.findall(r"while\(.*body=%?([\w.-]+)", text))
-    body = text[text.index(f"%{loop} (") :]
-    body = body[: body.index("\n}")]
-    collectives = re.compile(r"= (\S+) (?:all-|collective-|reduce-scatter)[\w-]*\(")
-    assert not collectives.findall(body)
-    # Beside the gradient, one bit: whether some label was out of range.
-    shapes = sorted(shape.split("{")[0] for shape in collectives.findall(text))
-    assert shapes == [f"f32[{DIM},{VOCAB}]", "pred[]"]
+    start = text.index(f"%{loop} (")
+    end = text.index("\n}", start)
+    return exchanged(text[start:end]), exchanged(text[:start] + text[end:])
+
+
+def exchanged(text):
+    results = re.findall(
+        r"= (.*) (?:all-|collective-|reduce-scatter)[\w-]*\(.*channel_id", text
+    )
+    return sorted(re.findall(r"\w+\[[\d,]*\]", " ".join(results)))
+
+
+def test_on_a_mesh_each_device_keeps_its_tokens_and_the_gradient_is_reduced_once():
+    inside, outside = collectives_on_a_mesh(token_shards=4, chunk_size=2)
+    assert inside == []
+    # Beside gradient and loss, one bit: whether some label was out of range.
+    assert outside == [f"f32[{DIM},{VOCAB}]", "f32[]", "pred[]"]
+
+
+def test_on_a_mesh_that_it_is_not_told_of_tokens_still_stay_where_they_are():
+    inside, outside = collectives_on_a_mesh(token_shards=1, chunk_size=8)
+    assert inside == [f"f32[1,{DIM},{VOCAB}]", "f32[1]"]
+    assert outside == ["pred[]"]
 
 
 def test_bfloat16_inputs_sum_in_float32_and_gradients_keep_their_dtype():

@@ -134,6 +134,38 @@ def test_a_label_out_of_range_makes_the_matrix_nan_unless_it_does_not_count():
     assert spared.tolist() == [[1.0, 0.0], [0.0, 0.0]]
 
 
+@pytest.mark.parametrize("label", [-1, CLASSES])
+def test_a_label_that_is_no_class_is_nan_unless_it_does_not_count(label):
+    logits, labels, _ = draw(1)
+    probabilities = jax.nn.softmax(logits)
+    wrong = jnp.asarray(labels).at[3].set(label)
+    spare = jnp.ones(SIZE).at[3].set(0)
+    for metric in (
+        metrics.accuracy,
+        metrics.expected_calibration_error,
+        lambda *args, **weights: metrics.top_k_accuracy(*args, 2, **weights),
+    ):
+        assert jnp.isnan(metric(probabilities, wrong))
+        spared = metric(probabilities, wrong, weights=spare)
+        assert spared == metric(probabilities, labels, weights=spare)
+
+
+def test_scores_that_are_nan_are_neither_right_nor_wrong():
+    logits, labels = jnp.array([[jnp.nan, 1.0], [0.0, 1.0]]), jnp.array([0, 1])
+    assert jnp.isnan(metrics.accuracy(logits, labels))
+    assert jnp.isnan(metrics.top_k_accuracy(logits, labels, 1))
+    counted = jnp.array([0.0, 1.0])
+    probabilities = jnp.array([[jnp.nan, 1.0], [0.0, 1.0]])
+    assert metrics.accuracy(logits, labels, weights=counted) == 1.0
+    calibration = metrics.expected_calibration_error
+    assert calibration(probabilities, labels, weights=counted) == 0.0
+
+
+def test_calibration_of_logits_is_nan():
+    logits = jnp.array([[2.0, -1.5], [0.1, 0.3]])
+    assert jnp.isnan(metrics.expected_calibration_error(logits, jnp.array([0, 1])))
+
+
 def test_what_does_not_fit_is_an_error():
     with pytest.raises(ValueError, match=r"labels: expected shape \(4,\)"):
         metrics.accuracy(jnp.ones((4, 3)), jnp.ones((4, 1), int))

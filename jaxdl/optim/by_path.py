@@ -6,7 +6,6 @@ By role instead, for a Module: `optax.adamw(1e-3, mask=jd.mask(model, role="weig
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
 import optax
 
 from jaxdl.core import tree
@@ -25,6 +24,7 @@ def scale_by_path(
     Raises ValueError, at init, for a pattern that fits nothing or a leaf that fits two:
     which of them should hold is not for us to guess.
 
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> scale = scale_by_path({"**/bias": 0.5})
     >>> updates = {"a": {"kernel": jnp.array(1.0), "bias": jnp.array(1.0)}}
@@ -57,8 +57,10 @@ def freeze(
     chosen = (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
     def labels(params: PyTree) -> PyTree:
-        frozen = tree.mask(params, chosen)
-        return jax.tree.map(lambda yes: "frozen" if yes else "trained", frozen)
+        frozen = _fitting(chosen, params)
+        return tree.map_with_path(
+            lambda path, _: "frozen" if path in frozen else "trained", params
+        )
 
     return optax.partition(
         {"frozen": optax.set_to_zero(), "trained": optimizer}, labels
@@ -76,10 +78,10 @@ def decay_mask(*exempt: str) -> Callable[[PyTree], PyTree]:
     """
 
     def mask(params: PyTree) -> PyTree:
-        leaves = tree.flatten(params)
         if exempt:
-            chosen = set(tree.matching(exempt, leaves))
+            chosen = _fitting(exempt, params)
         else:
+            leaves = tree.flatten(params)
             chosen = {p for p in leaves if any(tree.matches(e, p) for e in _UNDECAYED)}
         return tree.map_with_path(lambda path, _: path not in chosen, params)
 
@@ -93,7 +95,7 @@ _UNDECAYED = ("**/bias", "**/scale")
 def _labels(params: PyTree, patterns: Iterable[str]) -> PyTree:
     """The pattern that each leaf fits, or _REST."""
     patterns = list(patterns)
-    tree.matching(patterns, tree.flatten(params))  # raises for one that fits nothing
+    _fitting(patterns, params)  # raises for one that fits nothing
 
     def label(path: str, _: Any) -> str:
         fits = [pattern for pattern in patterns if tree.matches(pattern, path)]
@@ -102,3 +104,14 @@ def _labels(params: PyTree, patterns: Iterable[str]) -> PyTree:
         return fits[0] if fits else _REST
 
     return tree.map_with_path(label, params)
+
+
+def _fitting(patterns: Iterable[str], params: PyTree) -> set[str]:
+    """The paths that fit a pattern, which must each fit one.
+
+    A parameter that an outer `optax.masked`, `optax.partition` or `freeze` has masked
+    out is still there to be named. `optax.tree_utils.tree_map_params` tries optimisers
+    on a stand-in that has no leaves at all: no pattern is to blame for that.
+    """
+    paths = tree.flatten(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    return set(tree.matching(patterns, paths)) if paths else set()

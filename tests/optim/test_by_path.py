@@ -95,6 +95,37 @@ def test_freezing_nothing_is_an_error():
         optim.freeze(optax.sgd(0.1), "backbone/**").init(params)
 
 
+def test_patterns_may_name_what_an_outer_freeze_has_taken_away():
+    inner = optax.chain(
+        optax.adamw(1e-2, mask=optim.decay_mask("**/scale")),
+        optim.scale_by_path({"0/**": 0.5}),
+        optim.freeze(optax.identity(), "1/*"),
+    )
+    steps = [gradients()]
+    ours, _ = run(optim.freeze(inner, ["0/**", "1/**"]), params, steps)
+    plain, _ = run(optim.freeze(optax.adamw(1e-2), ["0/**", "1/**"]), params, steps)
+    chex.assert_trees_all_close(ours, plain, rtol=1e-6)
+
+
+def test_optax_finds_the_parameters_within_their_states():
+    inner = optax.adamw(1e-3, mask=optim.decay_mask("**/bias"))
+    scale = optim.scale_by_path({"2/**": optax.constant_schedule(2.0)})
+    optimizer = optim.freeze(optax.chain(inner, scale), "0/**")
+    paths = tree.map_with_path(lambda path, _: path, params)
+    state = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda leaf, path: path,
+        optimizer.init(params),
+        paths,
+        transform_non_params=lambda leaf: None,
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+    )
+    named = tree.flatten(state)
+    trained = {path for path in named if "trained" in path}
+    assert {named[path] for path in trained} == set(tree.flatten(params))
+    assert all(path.endswith(named[path]) for path in trained)
+
+
 def test_any_pytree_will_do():
     tuples = ({"w": jnp.ones(2)}, [jnp.ones(3)])
     optimizer = optim.freeze(optax.sgd(1.0), "0/w")
