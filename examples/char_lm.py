@@ -29,7 +29,7 @@ def sample(model: models.GPT, params, prompt, key, length: int, temperature: flo
     @jax.jit
     def loop(params, window, key):
         def step(window, key):
-            logits = model(params, window, key=None)[:, -1]
+            logits = model(params, window)[:, -1]
             token = jax.random.categorical(key, logits / temperature)
             return jnp.append(window[:, 1:], token[:, None], axis=1), token
 
@@ -52,7 +52,6 @@ def build(vocab_size: int, given: argparse.Namespace) -> models.GPT:
             activation=jax.nn.silu,
             hidden=given.dim * 8 // 3,
             bias=False,
-            dropout=0.1,
         )
     )
 
@@ -60,13 +59,13 @@ def build(vocab_size: int, given: argparse.Namespace) -> models.GPT:
 def train(model: models.GPT, training, heldout, given: argparse.Namespace):
     """Trains the model; returns the state and the held-out bits for each character."""
 
-    def loss_fn(params, batch, *, key):
-        logits = model(params, batch["inputs"], key=key)
+    def loss_fn(params, batch):
+        logits = model(params, batch["inputs"])
         return losses.cross_entropy(logits, batch["targets"])
 
     @jax.jit
     def heldout_loss(params, batch, weights):
-        logits = model(params, batch["inputs"], key=None)
+        logits = model(params, batch["inputs"])
         loss = losses.cross_entropy(logits, batch["targets"], weights=weights)
         return loss * weights.sum(), weights.sum()
 
@@ -105,7 +104,7 @@ def main(arguments: list[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", help="a UTF-8 text file to learn from")
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--dim", type=int, default=96)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16)

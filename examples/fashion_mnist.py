@@ -5,7 +5,8 @@
 The data is real: 60,000 images to learn from and 10,000 that are never seen, from
 Debian's package dataset-fashion-mnist or from a folder given with --data. The images of
 each step are moved and mirrored on the device, inside the compiled step, by the step's
-own key. A GPU has time for more: --width 64 --depth 2 --epochs 30.
+own key. The network is small, for two CPU cores: 92.0 % with seed 0 in some 22 minutes
+of both. A GPU has time for more: --width 64 --depth 2 --epochs 30.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxdl as jd
-from jaxdl import data, losses, models
+from jaxdl import data, losses, metrics, models
 from jaxdl.train import TrainState, fit, make_step
 
 
@@ -60,7 +61,8 @@ def train(
 
     model = models.ResNet(
         depths=(depth,) * 3,
-        widths=(width, 2 * width, 4 * width),
+        # At full resolution features are dear, further down they are cheap.
+        widths=(width, 4 * width, 8 * width),
         num_classes=10,
         in_features=1,
         small_images=True,
@@ -78,8 +80,8 @@ def train(
         images = normalise(augment(batch["image"], key))
         logits, state = model(params, images, state, train=True)
         loss = losses.cross_entropy(logits, batch["label"], label_smoothing=0.1)
-        hits = logits.argmax(-1) == batch["label"]
-        return loss, {"state": state, "metrics": {"accuracy": hits.mean()}}
+        accuracy = metrics.accuracy(logits, batch["label"])
+        return loss, {"state": state, "metrics": {"accuracy": accuracy}}
 
     @jax.jit
     def count_hits(params, state, batch, weights):
@@ -115,7 +117,7 @@ def train(
 
 def main(arguments: list[str] | None = None) -> float:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--width", type=int, default=16, help="features of the stem")
     parser.add_argument("--depth", type=int, default=1, help="blocks in each stage")
     parser.add_argument("--batch-size", type=int, default=128)

@@ -12,6 +12,9 @@ tiny = models.ResNet(
     (1, 1), widths=(4, 8), num_classes=3, in_features=1, small_images=True
 )
 images = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+tiny_bottleneck = models.ResNet(
+    (1, 1), widths=(4, 8), bottleneck=True, num_classes=3, in_features=1
+)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +67,8 @@ def test_shapes_follow_the_paper():
     assert values["layer4/2/out"].shape == (2, 7, 7, 2048)
 
 
-def by_hand(params, state, x):
-    """The tiny network in evaluation, from lax alone."""
+def by_hand(params, state, x, bottleneck):
+    """The tiny networks in evaluation, from lax alone; bottlenecks and a large stem."""
 
     def conv(x, kernel, stride=1):
         pad = (kernel.shape[0] // 2,) * 2
@@ -77,34 +80,47 @@ def by_hand(params, state, x):
     def norm(x, p, s):
         return (x - s["mean"]) / jnp.sqrt(s["var"] + 1e-5) * p["scale"] + p["bias"]
 
-    def block(x, p, s, stride):
-        y = jax.nn.relu(norm(conv(x, p["conv1"]["kernel"], stride), p["bn1"], s["bn1"]))
-        y = norm(conv(y, p["conv2"]["kernel"]), p["bn2"], s["bn2"])
-        if "downsample" in p and p["downsample"]:
+    def block(x, p, s, strides):
+        y = x
+        for number, stride in enumerate(strides, start=1):
+            y = jax.nn.relu(y) if number > 1 else y
+            y = conv(y, p[f"conv{number}"]["kernel"], stride)
+            y = norm(y, p[f"bn{number}"], s[f"bn{number}"])
+        if "downsample" in p:
             kernel, scale = p["downsample"]["0"]["kernel"], p["downsample"]["1"]
-            x = norm(conv(x, kernel, stride), scale, s["downsample"]["1"])
+            x = norm(conv(x, kernel, max(strides)), scale, s["downsample"]["1"])
         return jax.nn.relu(x + y)
 
-    x = jax.nn.relu(
-        norm(conv(x, params["conv1"]["kernel"]), params["bn1"], state["bn1"])
-    )
+    x = conv(x, params["conv1"]["kernel"], 2 if bottleneck else 1)
+    x = jax.nn.relu(norm(x, params["bn1"], state["bn1"]))
+    if bottleneck:
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        rows, columns = ((size - 1) // 2 for size in x.shape[1:3])
+        windows = [
+            x[:, i : i + 2 * rows : 2, j : j + 2 * columns : 2]
+            for i in range(3)
+            for j in range(3)
+        ]
+        x = jnp.stack(windows).max(0)
     for stage, stride in (("layer1", 1), ("layer2", 2)):
-        x = block(x, params[stage]["0"], state[stage]["0"], stride)
+        strides = (1, stride, 1) if bottleneck else (stride, 1)
+        x = block(x, params[stage]["0"], state[stage]["0"], strides)
     return x.mean((1, 2)) @ params["fc"]["kernel"] + params["fc"]["bias"]
 
 
-def test_the_network_is_the_one_written_out_with_every_parameter_perturbed():
+@pytest.mark.parametrize("model", [tiny, tiny_bottleneck], ids=["small", "bottleneck"])
+def test_it_is_the_network_written_out_with_every_parameter_perturbed(model):
     rng = np.random.default_rng(0)
+    x = jax.random.normal(jax.random.key(2), (2, 15, 12, 1))
 
     def perturbed(leaf):
         return leaf + 0.3 * np.abs(rng.normal(size=leaf.shape)).astype(np.float32)
 
-    params = jax.tree.map(perturbed, tiny.init(jax.random.key(0)))
-    state = jax.tree.map(perturbed, tiny.init_state())
-    ours, same = tiny(params, images, state, train=False)
-    np.testing.assert_allclose(
-        ours, by_hand(params, state, images), rtol=1e-4, atol=1e-4
-    )
+    params = jax.tree.map(perturbed, model.init(jax.random.key(0)))
+    state = jax.tree.map(perturbed, model.init_state())
+    ours, same = model(params, x, state, train=False)
+    theirs = by_hand(params, state, x, model.bottleneck)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
     assert jax.tree.all(jax.tree.map(jnp.array_equal, state, same))
 
 
