@@ -50,6 +50,9 @@ import pytest  # noqa: E402
 from sybil import Sybil  # noqa: E402
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser  # noqa: E402
 
+# A module whose docstrings are tested alone must be the one that the package has.
+import jaxdl  # noqa: E402, F401
+
 # The first example compiles, so there is no deadline; CI always draws the same ones.
 hypothesis.settings.register_profile(
     "jaxdl", deadline=None, max_examples=25, derandomize="CI" in os.environ

@@ -62,6 +62,7 @@ def test_xor_is_never_learned_without_a_hidden_activation_or_with_two_sigmoids()
     assert int(xor.learned(network, double, sgd).sum()) == 0
 
 
+@pytest.mark.slow
 def test_xor_prints_its_table():
     printed = run("xor.py", "--seeds", "5", "--steps", "50")
     assert "right from how many of 5 seeds" in printed and "tanh" in printed
