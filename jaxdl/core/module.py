@@ -24,11 +24,12 @@ def inline(**kwargs: Any) -> Any:
     return dataclasses.field(metadata={"inline": True}, **kwargs)
 
 
-def part(*, default: Any = None, kw_only: Literal[True] = True) -> Any:
+def part(*, default: None, kw_only: Literal[True] = True) -> Any:
     """A field for a sub-module that the module builds itself unless it is given one.
 
-    `__post_init__` calls `fill(self, name=...)`. So a layer is made from sizes, and
-    model surgery (`dataclasses.replace`, `map_modules`) still reaches every part of it.
+    Written `up: Module = part(default=None)`: type checkers look for the default there.
+    `__post_init__` calls `fill(self, up=...)`. So a layer is made from sizes, and model
+    surgery (`dataclasses.replace`, `map_modules`) still reaches every part of it.
     """
     return dataclasses.field(default=default, kw_only=kw_only)
 

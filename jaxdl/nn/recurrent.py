@@ -25,8 +25,8 @@ class RNNCell(Module):
     in_features: int
     hidden: int
     activation: Callable[[jax.Array], jax.Array] = jnp.tanh
-    input: Module = part()
-    recurrent: Module = part()
+    input: Module = part(default=None)
+    recurrent: Module = part(default=None)
 
     def __post_init__(self):
         _fill_gates(self, 1)
@@ -52,8 +52,8 @@ class LSTMCell(Module):
 
     in_features: int
     hidden: int
-    input: Module = part()
-    recurrent: Module = part()
+    input: Module = part(default=None)
+    recurrent: Module = part(default=None)
 
     def __post_init__(self):
         _fill_gates(self, 4)
@@ -84,8 +84,8 @@ class GRUCell(Module):
 
     in_features: int
     hidden: int
-    input: Module = part()
-    recurrent: Module = part()
+    input: Module = part(default=None)
+    recurrent: Module = part(default=None)
 
     def __post_init__(self):
         _fill_gates(self, 3)

@@ -60,8 +60,8 @@ class SqueezeExcite(Module):
 
     features: int
     reduction: int = 16
-    down: Module = part()
-    up: Module = part()
+    down: Module = part(default=None)
+    up: Module = part(default=None)
 
     def __post_init__(self):
         hidden = max(1, self.features // self.reduction)
@@ -88,7 +88,7 @@ class FiLM(Module):
     features: int
     condition_features: int
     zero_init: bool = True
-    modulation: Module = part()
+    modulation: Module = part(default=None)
 
     def __post_init__(self):
         init: Any = (
