@@ -94,10 +94,7 @@ def expected_calibration_error(
     # A bin's |accuracy - confidence| times its share is |sum of the differences|.
     gap = jnp.where(weight == 0, 0.0, weight * gap)
     gaps = jax.ops.segment_sum(gap, place, bins)
-    total = weight.sum()
-    return jnp.where(
-        total == 0, 0.0, jnp.abs(gaps).sum() / jnp.where(total == 0, 1, total)
-    )
+    return _ratio(jnp.abs(gaps).sum(), weight.sum())
 
 
 def confusion_matrix(

@@ -40,36 +40,17 @@ class Conv(Module):
     bias_init: Callable[..., jax.Array] = initializers.zeros
 
     def __post_init__(self):
-        if self.in_features % self.groups or self.out_features % self.groups:
-            raise ValueError(
-                f"Conv: expected groups={self.groups} to divide in_features="
-                f"{self.in_features} and out_features={self.out_features}"
-            )
+        check_groups(self)
 
     def spec(self):
-        size = for_each(self.kernel_size, 1)
-        shape = (*size, self.in_features // self.groups, self.out_features)
-        axes = (*(None,) * len(size), *self.axes)
-        spec = {"kernel": Param(shape, self.kernel_init, axes)}
-        if self.bias:
-            bias_axes = (self.axes[1],)
-            spec["bias"] = Param(
-                (self.out_features,), self.bias_init, bias_axes, role="bias"
-            )
-        return spec
+        return conv_spec(self)
 
     def __call__(self, params, x: Float[Array, "..."]) -> Float[Array, "..."]:
         size = for_each(self.kernel_size, 1)
         dims = len(size)
-        spatial = ", ".join(["spatial"] * dims)
-        fits = x.ndim > dims and x.shape[-1] == self.in_features
-        expect(fits, f"[..., {spatial}, {self.in_features}]", x)
+        x, batch = flat_batch(self, params, x)
         dilation = for_each(self.dilation, dims)
         span = [(k - 1) * d + 1 for k, d in zip(size, dilation, strict=True)]
-        batch = x.shape[: x.ndim - dims - 1]
-        x = floating(x, params["kernel"].dtype).reshape(
-            math.prod(batch), *x.shape[-dims - 1 :]
-        )
         x, padding = _pad(x, self.padding, span)
         y = jax.lax.conv_general_dilated(
             x,
@@ -82,6 +63,37 @@ class Conv(Module):
         )
         y = y.reshape(*batch, *y.shape[1:])
         return y + params["bias"] if self.bias else y
+
+
+def check_groups(layer: Any) -> None:
+    """Raises ValueError unless a convolution's groups divide its features."""
+    if layer.in_features % layer.groups or layer.out_features % layer.groups:
+        raise ValueError(
+            f"{type(layer).__name__}: expected groups={layer.groups} to divide "
+            f"in_features={layer.in_features} and out_features={layer.out_features}"
+        )
+
+
+def conv_spec(layer: Any) -> dict[str, Param]:
+    """The kernel [*kernel_size, in / groups, out] and bias of a convolution."""
+    size = for_each(layer.kernel_size, 1)
+    shape = (*size, layer.in_features // layer.groups, layer.out_features)
+    axes = (*(None,) * len(size), *layer.axes)
+    spec = {"kernel": Param(shape, layer.kernel_init, axes)}
+    if layer.bias:
+        spec["bias"] = Param(shape[-1:], layer.bias_init, axes[-1:], role="bias")
+    return spec
+
+
+def flat_batch(layer: Any, params: Any, x: jax.Array) -> tuple[jax.Array, tuple]:
+    """x as [batch, *spatial, in] in the kernel's dtype, and its batch dimensions."""
+    dims = len(for_each(layer.kernel_size, 1))
+    spatial = ", ".join(["spatial"] * dims)
+    fits = x.ndim > dims and x.shape[-1] == layer.in_features
+    expect(fits, f"[..., {spatial}, {layer.in_features}]", x)
+    batch, rest = x.shape[: x.ndim - dims - 1], x.shape[x.ndim - dims - 1 :]
+    x = floating(x, params["kernel"].dtype)
+    return x.reshape(math.prod(batch), *rest), batch
 
 
 def for_each(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:

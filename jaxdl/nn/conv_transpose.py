@@ -1,7 +1,6 @@
 """Transposed convolutions, channels last, in any number of spatial dimensions."""
 
 from collections.abc import Callable
-import math
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +9,15 @@ from jaxtyping import Array, Float
 from jaxdl.core import init as initializers
 from jaxdl.core.module import Module
 from jaxdl.core.naming import expect
-from jaxdl.core.param import Param
-from jaxdl.nn.conv import Padding, conv_numbers, for_each, pad_pairs
-from jaxdl.nn.linear import floating
+from jaxdl.nn.conv import (
+    Padding,
+    check_groups,
+    conv_numbers,
+    conv_spec,
+    flat_batch,
+    for_each,
+    pad_pairs,
+)
 
 
 class ConvTranspose(Module):
@@ -40,32 +45,14 @@ class ConvTranspose(Module):
     bias_init: Callable[..., jax.Array] = initializers.zeros
 
     def __post_init__(self):
-        if self.in_features % self.groups or self.out_features % self.groups:
-            raise ValueError(
-                f"ConvTranspose: expected groups={self.groups} to divide in_features="
-                f"{self.in_features} and out_features={self.out_features}"
-            )
+        check_groups(self)
 
     def spec(self):
-        size = for_each(self.kernel_size, 1)
-        shape = (*size, self.in_features // self.groups, self.out_features)
-        spec = {
-            "kernel": Param(shape, self.kernel_init, (*(None,) * len(size), *self.axes))
-        }
-        if self.bias:
-            axes = (self.axes[1],)
-            spec["bias"] = Param(
-                (self.out_features,), self.bias_init, axes, role="bias"
-            )
-        return spec
+        return conv_spec(self)
 
     def __call__(self, params, x: Float[Array, "..."]) -> Float[Array, "..."]:
         dims = len(for_each(self.kernel_size, 1))
-        spatial = ", ".join(["spatial"] * dims)
-        fits = x.ndim > dims and x.shape[-1] == self.in_features
-        expect(fits, f"[..., {spatial}, {self.in_features}]", x)
-        batch, rest = x.shape[: x.ndim - dims - 1], x.shape[x.ndim - dims - 1 :]
-        x = floating(x, params["kernel"].dtype).reshape(math.prod(batch), *rest)
+        x, batch = flat_batch(self, params, x)
         # Zeros between the inputs, then a convolution with the mirrored kernel.
         y = jax.lax.conv_general_dilated(
             x,

@@ -31,12 +31,8 @@ class LayerNorm(Module):
 
     def __call__(self, params, x: Float[Array, "... features"]):
         expect(x.shape[-1:] == (self.features,), f"[..., {self.features}]", x)
-        wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        return _apply(
-            self, params, centred * jax.lax.rsqrt(variance + self.epsilon), x.dtype
-        )
+        y = _standardized(x.astype(jnp.float32), -1, self.epsilon)
+        return _apply(self, params, y, x.dtype)
 
 
 class RMSNorm(Module):
@@ -144,9 +140,7 @@ class GroupNorm(Module):
         groups = (self.num_groups, self.features // self.num_groups)
         wide = x.astype(jnp.float32).reshape(*x.shape[:-1], *groups)
         over = (*range(1, x.ndim - 1), x.ndim)
-        centred = wide - wide.mean(over, keepdims=True)
-        variance = jnp.square(centred).mean(over, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.epsilon)
+        y = _standardized(wide, over, self.epsilon)
         return _apply(self, params, y.reshape(x.shape), x.dtype)
 
 
@@ -171,15 +165,18 @@ class InstanceNorm(Module):
         fits = x.ndim >= 3 and x.shape[-1] == self.features
         expect(fits, f"[batch, *spatial, {self.features}]", x)
         over = tuple(range(1, x.ndim - 1))
-        wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(over, keepdims=True)
-        variance = jnp.square(centred).mean(over, keepdims=True)
-        return _apply(
-            self, params, centred * jax.lax.rsqrt(variance + self.epsilon), x.dtype
-        )
+        y = _standardized(x.astype(jnp.float32), over, self.epsilon)
+        return _apply(self, params, y, x.dtype)
 
 
 Affine = LayerNorm | BatchNorm | GroupNorm | InstanceNorm
+
+
+def _standardized(x: jax.Array, over: int | tuple[int, ...], epsilon: float):
+    """Zero mean and unit variance over some axes."""
+    centred = x - x.mean(over, keepdims=True)
+    variance = jnp.square(centred).mean(over, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + epsilon)
 
 
 def _affine(layer: Affine) -> dict[str, Param | State]:
