@@ -19,7 +19,7 @@ from jaxdl.nn.dropout import Dropout
 from jaxdl.nn.feed_forward import FeedForward
 from jaxdl.nn.linear import Embedding, Linear
 from jaxdl.nn.norm import LayerNorm, RMSNorm
-from jaxdl.nn.position import RoPE
+from jaxdl.nn.rope import RoPE
 
 
 @dataclasses.dataclass(frozen=True)

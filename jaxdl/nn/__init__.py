@@ -1,6 +1,7 @@
 """Layers. Each is a hashable value, called `layer(params, x, ...)`."""
 
 from jaxdl.nn.attention import Attention as Attention
+from jaxdl.nn.cache import KVCache as KVCache
 from jaxdl.nn.combine import Parallel as Parallel
 from jaxdl.nn.combine import Repeat as Repeat
 from jaxdl.nn.combine import Residual as Residual
@@ -24,14 +25,24 @@ from jaxdl.nn.pool import Flatten as Flatten
 from jaxdl.nn.pool import GlobalAvgPool as GlobalAvgPool
 from jaxdl.nn.pool import GlobalMaxPool as GlobalMaxPool
 from jaxdl.nn.pool import MaxPool as MaxPool
-from jaxdl.nn.position import RoPE as RoPE
+from jaxdl.nn.position import AddPosition as AddPosition
+from jaxdl.nn.position import FourierFeatures as FourierFeatures
+from jaxdl.nn.position import Sinusoidal as Sinusoidal
+from jaxdl.nn.position import TimestepEmbedding as TimestepEmbedding
 from jaxdl.nn.recurrent import Bidirectional as Bidirectional
 from jaxdl.nn.recurrent import GRUCell as GRUCell
 from jaxdl.nn.recurrent import LSTMCell as LSTMCell
 from jaxdl.nn.recurrent import Recurrent as Recurrent
 from jaxdl.nn.recurrent import RNNCell as RNNCell
+from jaxdl.nn.rope import LinearScaling as LinearScaling
+from jaxdl.nn.rope import Llama3Scaling as Llama3Scaling
+from jaxdl.nn.rope import NTKScaling as NTKScaling
+from jaxdl.nn.rope import RoPE as RoPE
+from jaxdl.nn.rope import YarnScaling as YarnScaling
 from jaxdl.nn.routing import keywords as keywords
 from jaxdl.nn.scale import FiLM as FiLM
 from jaxdl.nn.scale import LayerScale as LayerScale
 from jaxdl.nn.scale import PReLU as PReLU
 from jaxdl.nn.scale import SqueezeExcite as SqueezeExcite
+from jaxdl.nn.score_bias import ALiBi as ALiBi
+from jaxdl.nn.score_bias import RelativeBias as RelativeBias

@@ -1,6 +1,6 @@
 """Attention, with every intermediate value named."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,27 +8,46 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdl.core import init as initializers
 from jaxdl.core.keys import MISSING, OptionalKey
-from jaxdl.core.module import Module, fill, part
+from jaxdl.core.module import Module, fill, part, scoped
 from jaxdl.core.naming import expect
 from jaxdl.core.tap_primitive import tap
+from jaxdl.nn.attend import (
+    attend,
+    attend_fused,
+    check_bias,
+    check_mask,
+    visibility,
+)
+from jaxdl.nn.cache import KVCache
 from jaxdl.nn.dropout import Dropout
 from jaxdl.nn.linear import Linear
-from jaxdl.nn.position import RoPE
+from jaxdl.nn.rope import RoPE
 
 
 class Attention(Module):
-    """Self-attention: [batch, seq, dim] -> [batch, seq, dim] (Vaswani et al. 2017).
+    """Each token reads the others: [batch, seq, dim] -> [batch, seq, dim].
 
-    `num_kv_heads` below `num_heads` shares each key and value head among several
-    queries (GQA, Ainslie et al. 2023); 1 is multi-query attention. `causal` hides later
-    tokens. `rope` rotates queries and keys by position. `implementation` None computes
-    scores and pattern openly, so that they can be captured; "xla" and "cudnn" hand over
-    to `jax.nn.dot_product_attention`.
+    (Vaswani et al. 2017.) `num_kv_heads` below `num_heads` shares each key and value
+    head among several queries (GQA, Ainslie et al. 2023); 1 is multi-query attention.
+    `causal` hides later tokens, `window` those that many places away or more. `rope`
+    rotates queries and keys by position. `softcap` bounds the scores. `q_norm` and
+    `k_norm` are norms of each head (features = head_dim) or of all heads together.
+    `scale` multiplies the scores, head_dim ** -0.5 unless given.
 
-    `mask` is True where a query may look: broadcast to [batch, heads, query, key]; a
-    query that may look nowhere gives zeros. `segment_ids` [batch, seq] keep packed
-    sequences apart. `positions` [batch, seq] count from 0 along the row if not
-    given.
+    Called with `memory` [batch, memory_seq, memory_dim] the keys and values are the
+    memory's (cross-attention). `mask` is True where a query may look and `score_bias`
+    is added to the scores, both broadcast to [batch, heads, query, key]. `segment_ids`
+    [batch, seq] keep packed sequences apart. `positions` [batch, seq] or [seq] count
+    from 0 along the row if not given; a token at a negative position is padding, which
+    nobody sees. A query that sees nothing gives zeros.
+
+    With a `cache` (of `init_cache`) x follows what the cache holds, and the call
+    returns (y, cache). When the cache is full, a layer with a window writes over what
+    no query sees any more; without one, or if fewer than window + seq - 1 slots are
+    there, the result is NaN, never a wrong number.
+
+    `implementation` None computes scores and pattern openly, so that they can be
+    captured; "xla" and "cudnn" hand over to `jax.nn.dot_product_attention`.
 
     Taps: `q`, `k`, `v`, `scores` (before masking), `pattern`, `heads`.
     """
@@ -38,8 +57,12 @@ class Attention(Module):
     num_kv_heads: int | None = None
     head_dim: int | None = None
     causal: bool = False
+    window: int | None = None
     rope: RoPE | None = None
+    softcap: float | None = None
+    scale: float | None = None
     bias: bool = False
+    memory_dim: int | None = None
     dropout: float = 0.0
     kernel_init: Any = initializers.lecun_normal()
     out_init: Any = initializers.lecun_normal()
@@ -47,28 +70,24 @@ class Attention(Module):
     q: Module = part(default=None)
     k: Module = part(default=None)
     v: Module = part(default=None)
+    q_norm: Module | None = part(default=None)
+    k_norm: Module | None = part(default=None)
     out: Module = part(default=None)
     drop: Module = part(default=None)
 
     def __post_init__(self):
-        fill(self, num_kv_heads=self.num_heads, head_dim=self.dim // self.num_heads)
-        if self.num_heads % self.kv_heads:
-            raise ValueError(
-                "Attention: expected num_kv_heads to divide num_heads="
-                f"{self.num_heads}, got {self.num_kv_heads}"
-            )
-        if self.implementation is not None and self.dropout:
-            raise ValueError(
-                "Attention: dropout of the pattern needs implementation=None, got "
-                f"{self.implementation!r}"
-            )
+        fill(self, num_kv_heads=self.num_heads)
+        self._check_sizes()
+        fill(self, head_dim=self.dim // self.num_heads, memory_dim=self.dim)
+        fill(self, scale=self.width**-0.5)
+        self._check_choices()
         queries, keys = self.num_heads * self.width, self.kv_heads * self.width
-        init = self.kernel_init
+        init, memory = self.kernel_init, self.memory_dim or self.dim
         fill(
             self,
             q=Linear(self.dim, queries, self.bias, ("embed", "heads"), init),
-            k=Linear(self.dim, keys, self.bias, ("embed", "kv_heads"), init),
-            v=Linear(self.dim, keys, self.bias, ("embed", "kv_heads"), init),
+            k=Linear(memory, keys, self.bias, ("embed", "kv_heads"), init),
+            v=Linear(memory, keys, self.bias, ("embed", "kv_heads"), init),
             out=Linear(queries, self.dim, self.bias, ("heads", "embed"), self.out_init),
             drop=Dropout(self.dropout),
         )
@@ -81,84 +100,190 @@ class Attention(Module):
     def width(self) -> int:
         return self.head_dim or self.dim // self.num_heads
 
+    def init_cache(self, batch: int, slots: int, dtype: Any = jnp.float32) -> KVCache:
+        """An empty cache for this many tokens of each sequence."""
+        return KVCache.empty(batch, slots, self.kv_heads, self.width, dtype)
+
     def __call__(
         self,
         params,
         x: Float[Array, "batch seq dim"],
         *,
+        memory: Float[Array, "batch memory_seq memory_dim"] | KVCache | None = None,
         mask: Bool[Array, "..."] | None = None,
+        score_bias: Float[Array, "..."] | None = None,
         segment_ids: Int[Array, "batch seq"] | None = None,
         positions: Int[Array, "..."] | None = None,
+        cache: KVCache | None = None,
         key: OptionalKey = MISSING,
-    ) -> Float[Array, "batch seq dim"]:
+    ) -> Any:
         expect(x.ndim == 3 and x.shape[-1] == self.dim, f"[batch, seq, {self.dim}]", x)
-        q = self._heads(self.q(params["q"], x), self.num_heads)
-        k = self._heads(self.k(params["k"], x), self.kv_heads)
-        v = self._heads(self.v(params["v"], x), self.kv_heads)
-        if self.rope is not None:
-            if positions is None:
-                positions = jnp.arange(x.shape[1])
-            q = self.rope({}, q, positions=positions)
-            k = self.rope({}, k, positions=positions)
-        q, k, v = tap(q, "q"), tap(k, "k"), tap(v, "v")
-        visible = _visible(
-            x, mask, segment_ids, self.causal and self.implementation is None
-        )
-        if self.implementation is None:
-            heads = self._open(params, q, k, v, visible, mask is not None, key)
+        self._check_call(x, memory, segment_ids, cache)
+        if cache is not None and positions is None:
+            positions = cache.length + jnp.arange(x.shape[1])
+        q = tap(self._heads(params, "q", x, positions), "q")
+        if memory is not None:
+            sight = self._of_memory(params, x, memory)
+        elif cache is not None:
+            sight = self._of_cache(params, x, positions, cache)
         else:
-            heads = jax.nn.dot_product_attention(
-                q, k, v, mask=visible, is_causal=self.causal,
-                implementation=self.implementation,  # type: ignore[arg-type]
-            )  # fmt: skip
-        heads = tap(heads, "heads")
-        return self.out(params["out"], heads.reshape(*x.shape[:2], -1))
-
-    def _heads(self, x: jax.Array, num: int) -> jax.Array:
-        return x.reshape(*x.shape[:2], num, self.width)
-
-    def _open(self, params, q, k, v, visible, masked, key) -> jax.Array:
-        batch, seq = q.shape[:2]
-        groups = self.num_heads // self.kv_heads
-        q = q.reshape(batch, seq, self.kv_heads, groups, self.width) * self.width**-0.5
-        scores = jnp.einsum(
-            "btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32
+            sight = self._of_row(params, x, positions)
+        heads = tap(
+            self._attend(params, q, sight, mask, score_bias, segment_ids, key), "heads"
         )
-        scores = tap(scores.reshape(batch, self.num_heads, seq, seq), "scores")
-        if visible is not None:
-            scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
-        pattern = jax.nn.softmax(scores, axis=-1)
-        if masked and visible is not None:
-            # A query that may look nowhere would otherwise look everywhere.
-            pattern = jnp.where(visible, pattern, 0.0)
-        pattern = tap(pattern.astype(v.dtype), "pattern")
-        pattern = self.drop(params["drop"], pattern, key=key)
-        pattern = pattern.reshape(batch, self.kv_heads, groups, seq, seq)
-        heads = jnp.einsum("bkgts,bskd->btkgd", pattern, v)
-        return heads.reshape(batch, seq, self.num_heads, self.width)
+        y = self.out(params["out"], heads.reshape(*x.shape[:2], -1))
+        if cache is None:
+            return y
+        lost = self._lost(cache, x.shape[1])
+        return jnp.where(lost, jnp.nan, y), sight.cache
 
+    @scoped
+    def remember(
+        self,
+        params,
+        memory: Float[Array, "batch memory_seq memory_dim"],
+        *,
+        mask: Bool[Array, "batch memory_seq"] | None = None,
+    ) -> KVCache:
+        """The memory's keys and values, to be handed as `memory` any number of times.
 
-def _visible(x: jax.Array, mask, segment_ids, causal: bool) -> jax.Array | None:
-    """Joins the masks: True where a query may look, [batch, heads, query, key]."""
-    batch, seq = x.shape[:2]
-    parts = []
-    if causal:
-        parts.append(jnp.tril(jnp.ones((1, 1, seq, seq), bool)))
-    if segment_ids is not None:
-        expect(
-            segment_ids.shape == (batch, seq),
-            f"segment_ids [{batch}, {seq}]",
-            segment_ids,
+        `mask` is False where the memory is padding.
+        """
+        fits = memory.ndim == 3 and memory.shape[-1] == self.memory_dim
+        expect(fits, f"a memory [batch, memory_seq, {self.memory_dim}]", memory)
+        k = self._heads(params, "k", memory, None)
+        v = self._heads(params, "v", memory, None)
+        positions = jnp.broadcast_to(jnp.arange(memory.shape[1]), memory.shape[:2])
+        if mask is not None:
+            wanted = f"a mask of bools [{memory.shape[0]}, {memory.shape[1]}]"
+            expect(mask.shape == memory.shape[:2] and mask.dtype == bool, wanted, mask)
+            positions = jnp.where(mask, positions, -1)
+        return KVCache(k, v, positions, jnp.asarray(memory.shape[1], jnp.int32))
+
+    def _of_memory(self, params, x, memory: Any) -> "_Sight":
+        stored = isinstance(memory, KVCache)
+        seen = memory if stored else self.remember(params, memory)
+        expect(seen.k.shape[0] == x.shape[0], f"a memory of batch {x.shape[0]}", seen.k)
+        real = seen.positions >= 0 if stored else None
+        k, v = tap(seen.k, "k"), tap(seen.v, "v")
+        return _Sight(k, v, jnp.arange(x.shape[1]), seen.positions, real)
+
+    def _of_cache(self, params, x, positions, cache: KVCache) -> "_Sight":
+        k = tap(self._heads(params, "k", x, positions), "k")
+        v = tap(self._heads(params, "v", x, None), "v")
+        positions = jnp.broadcast_to(positions, x.shape[:2])
+        seen = cache.append(k, v, positions)
+        real = seen.positions >= 0
+        return _Sight(seen.k, seen.v, positions, seen.positions, real, seen)
+
+    def _of_row(self, params, x, positions) -> "_Sight":
+        k = tap(self._heads(params, "k", x, positions), "k")
+        v = tap(self._heads(params, "v", x, None), "v")
+        # Packed sequences count from 0 each: who is later is a matter of the row.
+        order = jnp.arange(x.shape[1])
+        return _Sight(k, v, order, order, None if positions is None else positions >= 0)
+
+    def _heads(self, params, name: str, x, positions) -> jax.Array:
+        """Queries, keys or values by head: normed, and turned by their positions."""
+        y = getattr(self, name)(params[name], x)
+        norm = getattr(self, f"{name}_norm", None)
+        if norm is not None and norm.features != self.width:
+            y = norm(params[f"{name}_norm"], y)
+        y = y.reshape(*x.shape[:2], -1, self.width)
+        if norm is not None and norm.features == self.width:
+            y = norm(params[f"{name}_norm"], y)
+        if self.rope is None or name == "v":
+            return y
+        if positions is None:
+            positions = jnp.arange(x.shape[1])
+        return self.rope({}, y, positions=positions)
+
+    def _attend(self, params, q, sight, mask, score_bias, segment_ids, key):
+        sizes = (q.shape[0], self.num_heads, q.shape[1], sight.k.shape[1])
+        if mask is not None:
+            check_mask(mask, *sizes)
+        if score_bias is not None:
+            check_bias(score_bias, *sizes)
+        fused = self.implementation is not None
+        # Plain causal rows are left to the fused kernels, which then skip half of them.
+        plain = self.window is None and sight.cache is None
+        by_kernel = fused and self.causal and plain
+        visible = visibility(
+            sight.queries,
+            sight.keys,
+            causal=self.causal and not by_kernel,
+            window=self.window,
+            real=sight.real,
+            segment_ids=segment_ids,
+            mask=mask,
         )
-        parts.append((segment_ids[:, :, None] == segment_ids[:, None, :])[:, None])
-    if mask is not None:
-        expect(mask.dtype == bool, "a mask of bools, True where a query may look", mask)
-        fits = mask.ndim == 4 and mask.shape[-2:] == (seq, seq)
-        expect(fits, f"a mask [batch or 1, heads or 1, {seq}, {seq}]", mask)
-        parts.append(mask)
-    if not parts:
-        return None
-    joined = parts[0]
-    for further in parts[1:]:
-        joined = joined & further
-    return joined
+        given = {"scale": self.scale, "score_bias": score_bias, "visible": visible}
+        given["blind"] = mask is not None or sight.real is not None
+        if fused:
+            given |= {"implementation": self.implementation, "causal": by_kernel}
+            return attend_fused(q, sight.k, sight.v, **given)
+
+        def drop(pattern):
+            return self.drop(params["drop"], pattern, key=key)
+
+        return attend(q, sight.k, sight.v, **given, softcap=self.softcap, drop=drop)
+
+    def _lost(self, cache: KVCache, new: int) -> Any:
+        """Whether these tokens overwrite keys that their queries still see."""
+        if self.window is not None and cache.slots >= self.window + new - 1:
+            return False
+        return cache.length + new > cache.slots
+
+    def _check_sizes(self) -> None:
+        if self.head_dim is None and self.dim % self.num_heads:
+            raise ValueError(
+                f"Attention: expected num_heads to divide dim={self.dim} where no "
+                f"head_dim is given, got {self.num_heads}"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                "Attention: expected num_kv_heads to divide num_heads="
+                f"{self.num_heads}, got {self.num_kv_heads}"
+            )
+
+    def _check_choices(self) -> None:
+        if self.implementation is not None and (self.dropout or self.softcap):
+            what = "dropout of the pattern" if self.dropout else "softcap"
+            raise ValueError(
+                f"Attention: {what} needs implementation=None, got "
+                f"{self.implementation!r}"
+            )
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"Attention: expected a window above 0, got {self.window}")
+        for name, heads in (("q", self.num_heads), ("k", self.kv_heads)):
+            norm: Any = getattr(self, f"{name}_norm")
+            wanted = (self.width, heads * self.width)
+            if norm is not None and norm.features not in wanted:
+                raise ValueError(
+                    f"Attention: expected {name}_norm with features {wanted[0]}, for "
+                    f"each head, or {wanted[1]}, for all, got {norm.features}"
+                )
+
+    def _check_call(self, x, memory, segment_ids, cache) -> None:
+        if segment_ids is not None:
+            wanted = f"segment_ids [{x.shape[0]}, {x.shape[1]}]"
+            expect(segment_ids.shape == x.shape[:2], wanted, segment_ids)
+            expect(cache is None, "no segment_ids with a cache", segment_ids)
+        if cache is not None:
+            expect(self.causal, "causal=True with a cache", self)
+        if memory is not None:
+            alone = segment_ids is None and cache is None
+            expect(alone, "a memory without segment_ids and cache", memory)
+            placed = self.causal or self.window is not None or self.rope is not None
+            expect(not placed, "no causal, window or rope with a memory", self)
+
+
+class _Sight(NamedTuple):
+    """What the queries look at, and where both stand."""
+
+    k: jax.Array
+    v: jax.Array
+    queries: jax.Array
+    keys: jax.Array
+    real: jax.Array | None
+    cache: KVCache | None = None

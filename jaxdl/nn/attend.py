@@ -1,0 +1,133 @@
+"""The arithmetic of attention: who sees whom, and what is made of it."""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdl.core.naming import expect
+from jaxdl.core.tap_primitive import tap
+
+
+def attend(
+    q: Float[Array, "batch query heads head_dim"],
+    k: Float[Array, "batch key kv_heads head_dim"],
+    v: Float[Array, "batch key kv_heads head_dim"],
+    *,
+    scale: float,
+    softcap: float | None = None,
+    score_bias: Float[Array, "..."] | None = None,
+    visible: Bool[Array, "..."] | None = None,
+    blind: bool = True,
+    drop: Callable[[jax.Array], jax.Array] = lambda pattern: pattern,
+) -> Float[Array, "batch query heads head_dim"]:
+    """softmax(q k scale + bias) v with every step named, in float32 up to the pattern.
+
+    `visible` and `score_bias` broadcast to [batch, heads, query, key]. `softcap` bends
+    scores below it, softcap tanh(scores / softcap), before the bias is added (Gemma 2).
+    A query that sees no key gives zeros; without any such, `blind=False` saves a step.
+
+    Taps: `scores` (before masking), `pattern`.
+    """
+    batch, queries, heads, head_dim = q.shape
+    keys, kv_heads = k.shape[1:3]
+    q = q.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim) * scale
+    scores = jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, heads, queries, keys)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    if score_bias is not None:
+        scores = scores + score_bias
+    scores = tap(scores, "scores")
+    if visible is not None:
+        scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
+    pattern = jax.nn.softmax(scores, axis=-1)
+    if visible is not None and blind:
+        # The softmax of a row that is masked throughout looks everywhere.
+        pattern = jnp.where(visible, pattern, 0.0)
+    pattern = drop(tap(pattern.astype(v.dtype), "pattern"))
+    pattern = pattern.reshape(batch, kv_heads, heads // kv_heads, queries, keys)
+    y = jnp.einsum("bkgts,bskd->btkgd", pattern, v)
+    return y.reshape(batch, queries, heads, head_dim)
+
+
+def attend_fused(
+    q: Float[Array, "batch query heads head_dim"],
+    k: Float[Array, "batch key kv_heads head_dim"],
+    v: Float[Array, "batch key kv_heads head_dim"],
+    *,
+    scale: float,
+    implementation: Any,
+    score_bias: Float[Array, "..."] | None = None,
+    visible: Bool[Array, "..."] | None = None,
+    blind: bool = True,
+    causal: bool = False,
+) -> Float[Array, "batch query heads head_dim"]:
+    """The same by `jax.nn.dot_product_attention`, without taps in between."""
+    y = jax.nn.dot_product_attention(
+        q, k, v, score_bias, visible,
+        scale=scale, is_causal=causal, implementation=implementation,
+    )  # fmt: skip
+    if visible is not None and blind:
+        y = jnp.where(visible.any(-1).swapaxes(1, 2)[..., None], y, 0)
+    return y
+
+
+def visibility(
+    queries: Int[Array, "..."],
+    keys: Int[Array, "..."],
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    real: Bool[Array, "..."] | None = None,
+    segment_ids: Int[Array, "batch seq"] | None = None,
+    mask: Bool[Array, "..."] | None = None,
+) -> Bool[Array, "..."] | None:
+    """Who sees whom, [batch or 1, heads or 1, query, key]; None if everybody all.
+
+    `queries` and `keys` say where each stands, [seq] or [batch, seq]. `window` hides
+    keys that many places away or more, `real` the keys where it is False.
+    """
+    distance = queries[..., :, None] - keys[..., None, :]
+    parts = []
+    if causal:
+        parts.append(_four(distance >= 0))
+    if window is not None:
+        parts.append(_four((distance if causal else jnp.abs(distance)) < window))
+    if real is not None:
+        parts.append(_four(real[..., None, :]))
+    if segment_ids is not None:
+        parts.append(_four(segment_ids[:, :, None] == segment_ids[:, None, :]))
+    if mask is not None:
+        parts.append(mask)
+    return functools.reduce(jnp.logical_and, parts) if parts else None
+
+
+def check_mask(mask: Any, batch: int, heads: int, queries: int, keys: int) -> None:
+    """Raises ValueError unless a mask of bools broadcasts to the scores."""
+    expect(mask.dtype == bool, "a mask of bools, True where a query may look", mask)
+    _check_broadcast("a mask", mask, batch, heads, queries, keys)
+
+
+def check_bias(bias: Any, batch: int, heads: int, queries: int, keys: int) -> None:
+    """Raises ValueError unless a bias of the scores broadcasts to them."""
+    floating = jnp.issubdtype(bias.dtype, jnp.floating)
+    expect(floating, "a floating score_bias, added to the scores", bias)
+    _check_broadcast("a score_bias", bias, batch, heads, queries, keys)
+
+
+def _check_broadcast(name: str, array: Any, *sizes: int) -> None:
+    batch, heads, queries, keys = sizes
+    fits = array.ndim == 4 and all(
+        got in (1, size) for got, size in zip(array.shape[:3], sizes, strict=False)
+    )
+    wanted = f"[{batch} or 1, {heads} or 1, {queries} or 1, {keys}]"
+    expect(fits and array.shape[3] == keys, f"{name} {wanted}", array)
+
+
+def _four(visible: jax.Array) -> jax.Array:
+    """[query, key] or [batch, query, key] as [batch or 1, 1, query, key]."""
+    return visible[None, None] if visible.ndim == 2 else visible[:, None]
