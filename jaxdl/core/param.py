@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 from functools import partial
+import operator
 from typing import Any, Literal, get_args
 import zlib
 
@@ -32,7 +33,12 @@ class Declaration:
     stacked: int = 0
 
     def __post_init__(self):
-        shape = tuple(int(size) for size in self.shape)
+        try:
+            shape = tuple(map(operator.index, self.shape))
+        except TypeError:
+            raise TypeError(
+                f"expected whole numbers as sizes, got shape {self.shape!r}"
+            ) from None
         axes = (None,) * len(shape) if self.axes is None else tuple(self.axes)
         if any(size < 0 for size in shape):
             raise ValueError(f"expected sizes of 0 or more, got shape {shape}")

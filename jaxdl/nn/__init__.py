@@ -1,5 +1,8 @@
 """Layers. Each is a hashable value, called `layer(params, x, ...)`."""
 
+from jaxdl.nn.adaptive_pool import AdaptiveAvgPool as AdaptiveAvgPool
+from jaxdl.nn.adaptive_pool import AdaptiveMaxPool as AdaptiveMaxPool
+from jaxdl.nn.adaptive_pool import AttentionPool as AttentionPool
 from jaxdl.nn.attention import Attention as Attention
 from jaxdl.nn.cache import KVCache as KVCache
 from jaxdl.nn.combine import Parallel as Parallel
@@ -11,6 +14,13 @@ from jaxdl.nn.conv_transpose import ConvTranspose as ConvTranspose
 from jaxdl.nn.dropout import Dropout as Dropout
 from jaxdl.nn.dropout import DropPath as DropPath
 from jaxdl.nn.feed_forward import FeedForward as FeedForward
+from jaxdl.nn.image import PatchEmbedding as PatchEmbedding
+from jaxdl.nn.image import PixelShuffle as PixelShuffle
+from jaxdl.nn.image import PixelUnshuffle as PixelUnshuffle
+from jaxdl.nn.image import Upsample as Upsample
+from jaxdl.nn.kernel_norm import SpectralNorm as SpectralNorm
+from jaxdl.nn.kernel_norm import WeightNorm as WeightNorm
+from jaxdl.nn.kernel_norm import WeightStandardized as WeightStandardized
 from jaxdl.nn.linear import Bilinear as Bilinear
 from jaxdl.nn.linear import Einsum as Einsum
 from jaxdl.nn.linear import Embedding as Embedding

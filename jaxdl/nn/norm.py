@@ -67,8 +67,11 @@ class BatchNorm(Module):
     batch's statistics and moves the running ones by `momentum` (the share of the old
     value, as in Flax; PyTorch's momentum is 1 minus it); otherwise the running ones are
     used and the state comes back as it was. The running variance is the unbiased one,
-    as in PyTorch and the paper (Ioffe and Szegedy 2015, arXiv:1502.03167). Under jit
-    with a sharded batch the statistics are those of the whole batch on all devices.
+    as in PyTorch and the paper (Ioffe and Szegedy 2015, arXiv:1502.03167).
+
+    Under jit with a sharded batch the statistics are those of the whole batch on all
+    devices. Where the batch is split by hand, in `jax.vmap` or `jax.shard_map`,
+    `axis_name` says over which of their axes it is one batch.
     """
 
     features: int
@@ -78,6 +81,7 @@ class BatchNorm(Module):
     bias: bool = True
     axis: str | None = None
     scale_init: Callable[..., jax.Array] = initializers.ones
+    axis_name: str | tuple[str, ...] | None = None
 
     def spec(self):
         shape, axes = (self.features,), (self.axis,)
@@ -93,11 +97,12 @@ class BatchNorm(Module):
         expect(x.shape[-1:] == (self.features,), f"[..., {self.features}]", x)
         wide = x.astype(jnp.float32)
         if train:
-            over = tuple(range(x.ndim - 1))
             count = x.size // self.features
+            if self.axis_name is not None:
+                count *= jax.lax.axis_size(self.axis_name)
             expect(count > 1, "more than one value for each feature in training", x)
-            mean = wide.mean(over)
-            var = jnp.square(wide - mean).mean(over)
+            mean = self._mean(wide)
+            var = self._mean(jnp.square(wide - mean))
             new = {"mean": mean, "var": var * (count / (count - 1))}
             state = {
                 name: self.momentum * state[name] + (1 - self.momentum) * new[name]
@@ -107,6 +112,10 @@ class BatchNorm(Module):
             mean, var = state["mean"], state["var"]
         y = (wide - mean) * jax.lax.rsqrt(var + self.epsilon)
         return _apply(self, params, y, x.dtype), state
+
+    def _mean(self, x: jax.Array) -> jax.Array:
+        mean = x.mean(tuple(range(x.ndim - 1)))
+        return mean if self.axis_name is None else jax.lax.pmean(mean, self.axis_name)
 
 
 class GroupNorm(Module):

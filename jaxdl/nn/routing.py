@@ -13,16 +13,15 @@ Layer = Module | Callable[..., Any]
 
 
 def keywords(layer: Layer) -> frozenset[str]:
-    """The keywords a layer takes: those of its signature, or of a combinator's members.
+    """The keywords a layer takes: those of its signature and of a combinator's members.
 
     >>> from jaxdl import nn
     >>> sorted(keywords(nn.Sequential([nn.Linear(2, 3), nn.Dropout(0.1)])))
     ['key']
     """
-    members = getattr(layer, "members", None)
-    if members is not None:
-        return frozenset().union(*map(keywords, members()))
-    return _signature(type(layer).__call__ if isinstance(layer, Module) else layer)
+    own = _signature(type(layer).__call__ if isinstance(layer, Module) else layer)
+    members = getattr(layer, "members", tuple)
+    return own.union(*map(keywords, members()))
 
 
 def check(combinator: Module, given: Mapping[str, Any]) -> None:

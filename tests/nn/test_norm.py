@@ -86,6 +86,63 @@ def test_batch_norm_takes_the_statistics_of_the_whole_batch_across_devices():
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("split", ["vmap", "shard_map"])
+def test_a_batch_split_by_hand_is_one_batch_over_a_named_axis(split):
+    whole, layer = nn.BatchNorm(4), nn.BatchNorm(4, axis_name="data")
+    params = {"scale": scale, "bias": bias}
+    state = {"mean": jnp.arange(4.0), "var": jnp.arange(1.0, 5.0)}
+
+    def total(layer, x):
+        y, new = layer(params, x, state, train=True)
+        return jnp.sum(jnp.sin(y)), new
+
+    def over_parts(x):
+        if split == "vmap":
+            run = jax.vmap(lambda x: total(layer, x), axis_name="data")
+            sums, new = run(x.reshape(2, 3, 5, 4))
+            return sums.sum(), jax.tree.map(lambda leaf: leaf[1], new)
+        mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+        def part(x):
+            y, new = total(layer, x)
+            return jax.lax.psum(y, "data"), new
+
+        specs = {"in_specs": jax.P("data"), "out_specs": jax.P()}
+        return jax.shard_map(part, mesh=mesh, **specs)(x)
+
+    (expected, new), grads = jax.value_and_grad(
+        lambda x: total(whole, x), has_aux=True
+    )(x)
+    (y, parted), own = jax.jit(jax.value_and_grad(over_parts, has_aux=True))(x)
+    for ours, theirs in ((y, expected), (own, grads)):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    for name in new:
+        np.testing.assert_allclose(parted[name], new[name], rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_of_an_ensemble_and_over_steps_is_that_of_each():
+    layer = nn.BatchNorm(4)
+    params = {"scale": jnp.stack([scale, bias]), "bias": jnp.stack([bias, scale])}
+    state = layer.init_state()
+
+    def train(params, batches):
+        def step(state, batch):
+            y, state = layer(params, batch, state, train=True)
+            return state, y
+
+        return jax.lax.scan(step, state, batches)
+
+    batches = x.reshape(3, 2, 5, 4)
+    final, y = jax.vmap(train, in_axes=(0, None))(params, batches)
+    for member in range(2):
+        own, now = jax.tree.map(lambda leaf, m=member: leaf[m], params), state
+        for step in range(3):
+            expected, now = layer(own, batches[step], now, train=True)
+            np.testing.assert_allclose(y[member, step], expected, rtol=1e-5, atol=1e-6)
+        for name in now:
+            np.testing.assert_allclose(final[name][member], now[name], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "layer", [nn.LayerNorm(4), nn.RMSNorm(4), nn.LayerNorm(4, bias=False)]
 )
