@@ -26,12 +26,12 @@ def compare(
     """Raises AssertionError unless values and all gradients agree in float32.
 
     `ours(params, *inputs)` and `theirs(*inputs)` return arrays, or trees of them;
-    `weights` are the tensors of `theirs` by name, all of which are perturbed first.
+    `weights` are the tensors of `theirs` by name, all of which are drawn anew first.
     `convert` turns them into our params; being a renaming, it does the same to their
     gradients. With `channels_last` the first input and the results of `ours` have
     their features last, where PyTorch has them in dimension 1.
     """
-    perturb(weights)
+    redraw(weights)
     floating = [np.issubdtype(x.dtype, np.floating) for x in inputs]
     tensors = [
         torch.tensor(x).requires_grad_(real)
@@ -50,10 +50,11 @@ def compare(
 
     params = jax.tree.map(jnp.asarray, convert(arrays(weights)))
     grads = convert(arrays({**weights, **named}))
-    given = [jnp.asarray(x) for x in inputs]
+    given = list(inputs)
     if channels_last:
-        given[0] = jnp.moveaxis(given[0], 1, -1)
+        given[0] = np.moveaxis(given[0], 1, -1)
         input_grads[0] = _last(input_grads[0])
+    given = [jnp.asarray(x) for x in given]
 
     def pulled(params, *reals):
         filled = list(given)
@@ -71,13 +72,17 @@ def compare(
     _close(list(own[1:]), list(map(array, input_grads)), tolerance, "of inputs")
 
 
-def perturb(weights: Mapping[str, Any]) -> None:
-    """Moves every weight off its initial value: zeros and ones hide mistakes."""
+def redraw(weights: Mapping[str, Any]) -> None:
+    """Gives every weight numbers of its own: zeros and ones hide mistakes."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in weights.values():
-            if weight.is_floating_point():
-                weight += 0.3 * torch.rand(weight.shape, generator=generator)
+            weight.uniform_(-0.7, 0.7, generator=generator)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    """Standard normal numbers that depend on shape and seed, on no test before."""
+    return np.random.default_rng((seed, *shape)).normal(size=shape).astype(np.float32)
 
 
 def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -101,6 +106,20 @@ def linear(weights: Mapping[str, Any], name: str = "") -> dict[str, np.ndarray]:
     if f"{prefix}bias" in weights:
         found["bias"] = weights[f"{prefix}bias"]
     return found
+
+
+def conv(weights: Mapping[str, Any], name: str = "") -> dict[str, np.ndarray]:
+    """Our Conv's params of a torch one: [out, in, *size] -> [*size, in, out]."""
+    found = linear(weights, name)
+    weight = weights[f"{name}.weight" if name else "weight"]
+    return {**found, "kernel": np.moveaxis(weight, (0, 1), (-1, -2))}
+
+
+def norm(weights: Mapping[str, Any], name: str = "") -> dict[str, np.ndarray]:
+    """Our norm's params of a torch norm, which calls the scale its weight."""
+    ours = {"scale": "weight", "bias": "bias"}
+    named = {n: f"{name}.{theirs}" if name else theirs for n, theirs in ours.items()}
+    return {n: weights[theirs] for n, theirs in named.items() if theirs in weights}
 
 
 def _close(ours: Any, theirs: Any, tolerance: float, what: str) -> None:
