@@ -72,6 +72,8 @@ def attend_fused(
         scale=scale, is_causal=causal, implementation=implementation,
     )  # fmt: skip
     if visible is not None and blind:
+        if causal:
+            visible = visible & jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))
         y = jnp.where(visible.any(-1).swapaxes(1, 2)[..., None], y, 0)
     return y
 
