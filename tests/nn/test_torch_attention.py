@@ -81,7 +81,7 @@ def test_attention_is_pytorch_s_multihead_attention(
     compare(ours, run, weights_of(theirs), convert, (X,))
 
 
-@MASKS
+@pytest.mark.parametrize(("causal", "padded"), [(False, False), (True, True)])
 def test_the_tapped_pattern_is_the_weights_that_pytorch_returns(causal, padded):
     theirs = multihead()
     redraw(weights_of(theirs))
