@@ -11,6 +11,7 @@ from jaxdl.core.derive import (
     roles,
 )
 from jaxdl.core.edit import at, by_layer
+from jaxdl.core.fields import Size
 from jaxdl.core.keys import MISSING, OptionalKey, split
 from jaxdl.core.module import (
     Module,
@@ -32,6 +33,7 @@ from jaxdl.core.transforms import capture, patch, taps
 from jaxdl.core.tree import count, nbytes
 
 __all__ = [
+    "Size",
     "abstract",
     "abstract_state",
     "at",

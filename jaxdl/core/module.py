@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import functools
+import typing
 from typing import Any, ClassVar, Literal, dataclass_transform
 import zlib
 
 import jax
 import numpy as np
 
-from jaxdl.core import naming, tree
+from jaxdl.core import fields, naming, tree
 from jaxdl.core.param import Declaration, Param, State
 
 Spec = Mapping[str, Any]
@@ -58,11 +59,13 @@ class Module:
     """
 
     __call__: ClassVar[Callable[..., Any]]
+    __post_init__: ClassVar[Callable[..., None]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__call__" in cls.__dict__:
             cls.__call__ = scoped(cls.__dict__["__call__"])
+        cls.__post_init__ = _checking(cls, getattr(cls, "__post_init__", None))
         dataclasses.dataclass(frozen=True)(cls)
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             if field.name in ("spec", "children", "init", "init_state"):
@@ -296,6 +299,31 @@ def _only(node: Mapping, kind: type) -> dict:
 @functools.lru_cache(maxsize=4096)
 def _is_stateful(module: Module) -> bool:
     return bool(declared(module, State))
+
+
+def _checking(cls: type, post_init: Callable | None) -> Callable:
+    """Holds whole numbers to their annotations before anything is made of them."""
+
+    @functools.cache
+    def annotations() -> dict[str, Any]:
+        try:
+            return typing.get_type_hints(cls, include_extras=True)
+        except (NameError, TypeError):  # names that only a type checker can see
+            return {}
+
+    def __post_init__(self):
+        if type(self) is cls:
+            for field in dataclasses.fields(self):  # type: ignore[arg-type]
+                if field.name in annotations():
+                    fields.check(
+                        f"{cls.__name__}.{field.name}",
+                        annotations()[field.name],
+                        getattr(self, field.name),
+                    )
+        if post_init is not None:
+            post_init(self)
+
+    return __post_init__
 
 
 def _freezing(cls: type, init: Callable) -> Callable:

@@ -6,10 +6,12 @@ from jaxtyping import Array, Bool, Float
 import numpy as np
 
 from jaxdl.core import init as initializers
+from jaxdl.core.fields import Size
 from jaxdl.core.module import Module, fill, part
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
 from jaxdl.nn.attention import Attention
+from jaxdl.nn.checks import floating
 
 
 class AdaptiveAvgPool(Module):
@@ -19,9 +21,10 @@ class AdaptiveAvgPool(Module):
     from floor(i m / n) to ceil((i + 1) m / n) (PyTorch's `AdaptiveAvgPool2d`).
     """
 
-    sizes: tuple[int, ...]
+    sizes: tuple[Size, ...]
 
     def __call__(self, params, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        x = floating(x)
         for axis, size in _spatial(self.sizes, x):
             windows, inside = _windows(x, axis, size)
             counts = inside.sum(-1)
@@ -36,9 +39,10 @@ class AdaptiveMaxPool(Module):
     Windows as in `AdaptiveAvgPool` (PyTorch's `AdaptiveMaxPool2d`).
     """
 
-    sizes: tuple[int, ...]
+    sizes: tuple[Size, ...]
 
     def __call__(self, params, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        x = floating(x)
         for axis, size in _spatial(self.sizes, x):
             windows, inside = _windows(x, axis, size)
             inside = _along(inside, axis, windows)
@@ -54,9 +58,9 @@ class AttentionPool(Module):
     [batch, seq] is False where x is padding.
     """
 
-    dim: int
-    num_heads: int
-    num_queries: int = 1
+    dim: Size
+    num_heads: Size
+    num_queries: Size = 1
     bias: bool = True
     attn: Module = part(default=None)
 

@@ -93,12 +93,13 @@ def visibility(
     `queries` and `keys` say where each stands, [seq] or [batch, seq]. `window` hides
     keys that many places away or more, `real` the keys where it is False.
     """
-    distance = queries[..., :, None] - keys[..., None, :]
+    queries, keys = queries[..., :, None], keys[..., None, :]
     parts = []
     if causal:
-        parts.append(_four(distance >= 0))
+        parts.append(_four(queries >= keys))
     if window is not None:
-        parts.append(_four((distance if causal else jnp.abs(distance)) < window))
+        distance = queries - keys if causal else jnp.abs(queries - keys)
+        parts.append(_four(distance < window))
     if real is not None:
         parts.append(_four(real[..., None, :]))
     if segment_ids is not None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdl.core import init as initializers
+from jaxdl.core.fields import Size
 from jaxdl.core.keys import MISSING, OptionalKey
 from jaxdl.core.module import Module, fill, part, scoped
 from jaxdl.core.naming import expect
@@ -19,6 +20,7 @@ from jaxdl.nn.attend import (
     visibility,
 )
 from jaxdl.nn.cache import KVCache
+from jaxdl.nn.checks import check_positions
 from jaxdl.nn.dropout import Dropout
 from jaxdl.nn.linear import Linear
 from jaxdl.nn.rope import RoPE
@@ -52,17 +54,17 @@ class Attention(Module):
     Taps: `q`, `k`, `v`, `scores` (before masking), `pattern`, `heads`.
     """
 
-    dim: int
-    num_heads: int
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
+    dim: Size
+    num_heads: Size
+    num_kv_heads: Size | None = None
+    head_dim: Size | None = None
     causal: bool = False
-    window: int | None = None
+    window: Size | None = None
     rope: RoPE | None = None
     softcap: float | None = None
     scale: float | None = None
     bias: bool = False
-    memory_dim: int | None = None
+    memory_dim: Size | None = None
     dropout: float = 0.0
     kernel_init: Any = initializers.lecun_normal()
     out_init: Any = initializers.lecun_normal()
@@ -119,6 +121,8 @@ class Attention(Module):
     ) -> Any:
         expect(x.ndim == 3 and x.shape[-1] == self.dim, f"[batch, seq, {self.dim}]", x)
         self._check_call(x, memory, segment_ids, cache)
+        if positions is not None:
+            check_positions(positions, x)
         if cache is not None and positions is None:
             positions = cache.length + jnp.arange(x.shape[1])
         q = tap(self._heads(params, "q", x, positions), "q")
@@ -253,8 +257,6 @@ class Attention(Module):
                 f"Attention: {what} needs implementation=None, got "
                 f"{self.implementation!r}"
             )
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"Attention: expected a window above 0, got {self.window}")
         for name, heads in (("q", self.num_heads), ("k", self.kv_heads)):
             norm: Any = getattr(self, f"{name}_norm")
             wanted = (self.width, heads * self.width)
@@ -266,8 +268,10 @@ class Attention(Module):
 
     def _check_call(self, x, memory, segment_ids, cache) -> None:
         if segment_ids is not None:
-            wanted = f"segment_ids [{x.shape[0]}, {x.shape[1]}]"
-            expect(segment_ids.shape == x.shape[:2], wanted, segment_ids)
+            integer = jnp.issubdtype(segment_ids.dtype, jnp.integer)
+            wanted = f"integer segment_ids [{x.shape[0]}, {x.shape[1]}]"
+            fits = integer and segment_ids.shape == x.shape[:2]
+            expect(fits, wanted, segment_ids)
             expect(cache is None, "no segment_ids with a cache", segment_ids)
         if cache is not None:
             expect(self.causal, "causal=True with a cache", self)

@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 
+from jaxdl.core.fields import Size
 from jaxdl.core.keys import MISSING, Missing
 from jaxdl.core.module import Module, declared, inline, is_stateful
-from jaxdl.core.naming import expect
+from jaxdl.core.naming import describe, expect
 from jaxdl.core.param import Declaration
 from jaxdl.nn import routing
 from jaxdl.nn.routing import Layer
@@ -107,9 +108,9 @@ class Repeat(Module):
     """
 
     block: Module = inline()
-    num_layers: int = 1
+    num_layers: Size = 1
     remat: bool | Callable[..., Any] = False
-    unroll: int = 1
+    unroll: Size = 1
 
     def spec(self):
         return _stack(declared(self.block), self.num_layers)
@@ -140,7 +141,8 @@ class Repeat(Module):
             params, state, layer_key = layer
             keywords = {**given, "key": key if layer_key is None else layer_key}
             y, state = routing.run(self.block, params, x, state, keywords)
-            expect(y.shape == x.shape, f"the block to keep the shape {x.shape}", y)
+            kept = y.shape == x.shape and y.dtype == x.dtype
+            expect(kept, f"the block to keep {describe(x)}", y)
             return y, state
 
         if self.remat:

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdl.core import init as initializers
+from jaxdl.core.fields import Size
 from jaxdl.core.module import Module
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
-from jaxdl.nn.linear import floating
+from jaxdl.nn.checks import floating
 
 Padding = str | int | Sequence[int | tuple[int, int]]
 
@@ -27,13 +28,13 @@ class Conv(Module):
     groups, out_features]; computes in its dtype.
     """
 
-    in_features: int
-    out_features: int
-    kernel_size: int | tuple[int, ...]
-    strides: int | tuple[int, ...] = 1
+    in_features: Size
+    out_features: Size
+    kernel_size: Size | tuple[Size, ...]
+    strides: Size | tuple[Size, ...] = 1
     padding: Padding = "SAME"
-    dilation: int | tuple[int, ...] = 1
-    groups: int = 1
+    dilation: Size | tuple[Size, ...] = 1
+    groups: Size = 1
     bias: bool = True
     axes: tuple[str | None, str | None] = (None, None)
     kernel_init: Callable[..., jax.Array] = initializers.lecun_normal()
@@ -61,6 +62,7 @@ class Conv(Module):
             dimension_numbers=conv_numbers(dims),
             feature_group_count=self.groups,
         )
+        expect(y.size > 0 or x.size == 0, f"space for a window of {span}", x)
         y = y.reshape(*batch, *y.shape[1:])
         return y + params["bias"] if self.bias else y
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdl.core import init as initializers
+from jaxdl.core.fields import Size
 from jaxdl.core.module import Module
 from jaxdl.core.naming import expect
 from jaxdl.nn.conv import (
@@ -31,14 +32,14 @@ class ConvTranspose(Module):
     [in, out / groups, *kernel_size], group by group transposed.
     """
 
-    in_features: int
-    out_features: int
-    kernel_size: int | tuple[int, ...]
-    strides: int | tuple[int, ...] = 1
+    in_features: Size
+    out_features: Size
+    kernel_size: Size | tuple[Size, ...]
+    strides: Size | tuple[Size, ...] = 1
     padding: Padding = "SAME"
     output_padding: int | tuple[int, ...] = 0
-    dilation: int | tuple[int, ...] = 1
-    groups: int = 1
+    dilation: Size | tuple[Size, ...] = 1
+    groups: Size = 1
     bias: bool = True
     axes: tuple[str | None, str | None] = (None, None)
     kernel_init: Callable[..., jax.Array] = initializers.lecun_normal()

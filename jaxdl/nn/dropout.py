@@ -6,7 +6,8 @@ from jaxtyping import Array, Float
 
 from jaxdl.core.keys import MISSING, Missing, OptionalKey
 from jaxdl.core.module import Module
-from jaxdl.core.naming import current_path
+from jaxdl.core.naming import current_path, expect
+from jaxdl.nn.checks import floating
 
 
 class Dropout(Module):
@@ -26,6 +27,7 @@ class Dropout(Module):
             raise ValueError(f"Dropout: expected a rate in [0, 1), got {self.rate}")
 
     def __call__(self, params, x: Float[Array, "..."], *, key: OptionalKey = MISSING):
+        x = floating(x)
         if self.rate == 0.0 or key is None:
             return x
         if isinstance(key, Missing):
@@ -55,5 +57,6 @@ class DropPath(Module):
     def __call__(
         self, params, x: Float[Array, "batch ..."], *, key: OptionalKey = MISSING
     ):
+        expect(x.ndim > 0, "[batch, ...]", x)
         axes = tuple(range(1, x.ndim))
         return Dropout(self.rate, axes)({}, x, key=key)

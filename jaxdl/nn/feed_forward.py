@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxdl.core import init as initializers
+from jaxdl.core.fields import Size
 from jaxdl.core.keys import MISSING, OptionalKey
 from jaxdl.core.module import Module, fill, part
 from jaxdl.core.naming import expect
@@ -26,8 +27,8 @@ class FeedForward(Module):
     Taps: `hidden`, what `down` reads.
     """
 
-    dim: int
-    hidden: int | None = None
+    dim: Size
+    hidden: Size | None = None
     activation: Callable[[jax.Array], jax.Array] = jax.nn.gelu
     bias: bool = False
     dropout: float = 0.0

@@ -5,8 +5,10 @@ from typing import Literal
 import jax
 from jaxtyping import Array, Float
 
+from jaxdl.core.fields import Size
 from jaxdl.core.module import Module, fill, part
 from jaxdl.core.naming import expect
+from jaxdl.nn.checks import floating
 from jaxdl.nn.conv import Conv, for_each
 
 
@@ -18,9 +20,9 @@ class PatchEmbedding(Module):
     of its patch.
     """
 
-    patch: tuple[int, ...]
-    in_features: int
-    features: int
+    patch: tuple[Size, ...]
+    in_features: Size
+    features: Size
     bias: bool = True
     project: Module = part(default=None)
 
@@ -54,7 +56,7 @@ class Upsample(Module):
     bicubic has a = -0.75.
     """
 
-    factor: int | tuple[int, ...]
+    factor: Size | tuple[Size, ...]
     method: Literal["nearest", "linear", "cubic"] = "nearest"
 
     def __call__(self, params, x: Float[Array, "batch ... features"]):
@@ -64,6 +66,7 @@ class Upsample(Module):
             len(factors) == x.ndim - 2, f"[batch, {len(factors)} sides, features]", x
         )
         sides = zip(x.shape[1:-1], factors, strict=True)
+        x = x if self.method == "nearest" else floating(x)
         shape = (x.shape[0], *(size * factor for size, factor in sides), x.shape[-1])
         return jax.image.resize(x, shape, self.method, antialias=False)
 
@@ -75,7 +78,7 @@ class PixelShuffle(Module):
     2016, arXiv:1609.05158; PyTorch's `PixelShuffle`). The inverse is `PixelUnshuffle`.
     """
 
-    factor: int
+    factor: Size
 
     def __call__(self, params, x: Float[Array, "batch ... features"]):
         dims = x.ndim - 2
@@ -96,7 +99,7 @@ class PixelUnshuffle(Module):
     [batch, h r, w r, c] -> [batch, h, w, c r r] (PyTorch's `PixelUnshuffle`).
     """
 
-    factor: int
+    factor: Size
 
     def __call__(self, params, x: Float[Array, "batch ... features"]):
         dims, factor = x.ndim - 2, self.factor

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.core import init as initializers
+from jaxdl.core.fields import Size
 from jaxdl.core.module import Module, declared, inline
 from jaxdl.core.param import Param, State
 from jaxdl.nn import routing
@@ -82,7 +83,7 @@ class SpectralNorm(Module):
     """
 
     inner: Module = inline()
-    iterations: int = 1
+    iterations: Size = 1
     epsilon: float = 1e-12
 
     def __post_init__(self):

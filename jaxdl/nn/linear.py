@@ -1,16 +1,17 @@
 """Linear, multilinear and embedding layers."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdl.core import init as initializers
+from jaxdl.core.fields import Size
 from jaxdl.core.module import Module, scoped
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
+from jaxdl.nn.checks import floating
 
 
 class Linear(Module):
@@ -20,8 +21,8 @@ class Linear(Module):
     two dimensions. `kernel` is [in, out], the transpose of PyTorch's `weight`.
     """
 
-    in_features: int
-    out_features: int
+    in_features: Size
+    out_features: Size
     bias: bool = True
     axes: tuple[str | None, str | None] = (None, None)
     kernel_init: Callable[..., jax.Array] = initializers.lecun_normal()
@@ -107,9 +108,9 @@ class Bilinear(Module):
     the outputs in front).
     """
 
-    first_features: int
-    second_features: int
-    out_features: int
+    first_features: Size
+    second_features: Size
+    out_features: Size
     bias: bool = True
 
     def spec(self):
@@ -124,11 +125,8 @@ class Bilinear(Module):
         expect(
             x1.shape[-1:] == (self.first_features,), f"[..., {self.first_features}]", x1
         )
-        expect(
-            x2.shape[-1:] == (self.second_features,),
-            f"[..., {self.second_features}]",
-            x2,
-        )
+        shape = (*x1.shape[:-1], self.second_features)
+        expect(x2.shape == shape, f"x2 {list(shape)}", x2)
         dtype = params["kernel"].dtype
         x1, x2 = floating(x1, dtype), floating(x2, dtype)
         y = jnp.einsum("...a,...b,abo->...o", x1, x2, params["kernel"])
@@ -142,8 +140,8 @@ class Embedding(Module):
     uses the same table as an output layer (Press and Wolf 2017).
     """
 
-    num_embeddings: int
-    features: int
+    num_embeddings: Size
+    features: Size
     axes: tuple[str | None, str | None] = ("vocab", "embed")
     embedding_init: Callable[..., jax.Array] = initializers.normal(0.02)
 
@@ -167,10 +165,3 @@ class Embedding(Module):
         """Scores every token: [..., features] -> [..., num_embeddings]."""
         expect(x.shape[-1:] == (self.features,), f"[..., {self.features}]", x)
         return floating(x, params["embedding"].dtype) @ params["embedding"].T
-
-
-def floating(x: Any, dtype: Any) -> jax.Array:
-    """Casts a floating array to a dtype; an integer one is an error, not a number."""
-    x = jnp.asarray(x)
-    expect(jnp.issubdtype(x.dtype, jnp.floating), "a floating dtype", x)
-    return x.astype(dtype)

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdl.core import init as initializers
+from jaxdl.core.fields import Size
 from jaxdl.core.module import Module
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param, State
+from jaxdl.nn.checks import floating
 
 
 class LayerNorm(Module):
@@ -19,7 +21,7 @@ class LayerNorm(Module):
     (Ba et al. 2016, arXiv:1607.06450; PyTorch's `LayerNorm`.)
     """
 
-    features: int
+    features: Size
     epsilon: float = 1e-5
     scale: bool = True
     bias: bool = True
@@ -31,7 +33,7 @@ class LayerNorm(Module):
 
     def __call__(self, params, x: Float[Array, "... features"]):
         expect(x.shape[-1:] == (self.features,), f"[..., {self.features}]", x)
-        y = _standardized(x.astype(jnp.float32), -1, self.epsilon)
+        y = _standardized(floating(x, jnp.float32), -1, self.epsilon)
         return _apply(self, params, y, x.dtype)
 
 
@@ -41,7 +43,7 @@ class RMSNorm(Module):
     (Zhang and Sennrich 2019, arXiv:1910.07467; Llama's norm.)
     """
 
-    features: int
+    features: Size
     epsilon: float = 1e-6
     axis: str | None = "embed"
 
@@ -54,7 +56,7 @@ class RMSNorm(Module):
 
     def __call__(self, params, x: Float[Array, "... features"]):
         expect(x.shape[-1:] == (self.features,), f"[..., {self.features}]", x)
-        wide = x.astype(jnp.float32)
+        wide = floating(x, jnp.float32)
         square = jnp.square(wide).mean(-1, keepdims=True)
         y = wide * jax.lax.rsqrt(square + self.epsilon) * params["scale"]
         return y.astype(x.dtype)
@@ -74,7 +76,7 @@ class BatchNorm(Module):
     `axis_name` says over which of their axes it is one batch.
     """
 
-    features: int
+    features: Size
     momentum: float = 0.9
     epsilon: float = 1e-5
     scale: bool = True
@@ -95,7 +97,7 @@ class BatchNorm(Module):
         self, params, x: Float[Array, "... features"], state: Any, *, train: bool
     ):
         expect(x.shape[-1:] == (self.features,), f"[..., {self.features}]", x)
-        wide = x.astype(jnp.float32)
+        wide = floating(x, jnp.float32)
         if train:
             count = x.size // self.features
             if self.axis_name is not None:
@@ -125,8 +127,8 @@ class GroupNorm(Module):
     (Wu and He 2018, arXiv:1803.08494; PyTorch's `GroupNorm`).
     """
 
-    num_groups: int
-    features: int
+    num_groups: Size
+    features: Size
     epsilon: float = 1e-5
     scale: bool = True
     bias: bool = True
@@ -147,7 +149,7 @@ class GroupNorm(Module):
         fits = x.ndim >= 2 and x.shape[-1] == self.features
         expect(fits, f"[batch, ..., {self.features}]", x)
         groups = (self.num_groups, self.features // self.num_groups)
-        wide = x.astype(jnp.float32).reshape(*x.shape[:-1], *groups)
+        wide = floating(x, jnp.float32).reshape(*x.shape[:-1], *groups)
         over = (*range(1, x.ndim - 1), x.ndim)
         y = _standardized(wide, over, self.epsilon)
         return _apply(self, params, y.reshape(x.shape), x.dtype)
@@ -160,7 +162,7 @@ class InstanceNorm(Module):
     `InstanceNorm2d(affine=True)`): `GroupNorm` with a group for each feature.
     """
 
-    features: int
+    features: Size
     epsilon: float = 1e-5
     scale: bool = True
     bias: bool = True
@@ -174,7 +176,7 @@ class InstanceNorm(Module):
         fits = x.ndim >= 3 and x.shape[-1] == self.features
         expect(fits, f"[batch, *spatial, {self.features}]", x)
         over = tuple(range(1, x.ndim - 1))
-        y = _standardized(x.astype(jnp.float32), over, self.epsilon)
+        y = _standardized(floating(x, jnp.float32), over, self.epsilon)
         return _apply(self, params, y, x.dtype)
 
 

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from jaxdl.core.fields import Size
 from jaxdl.core.module import Module
 from jaxdl.core.naming import expect
+from jaxdl.nn.checks import floating
 from jaxdl.nn.conv import Padding, for_each, pad_pairs
 
 
@@ -19,8 +21,8 @@ class MaxPool(Module):
     given. `padding` is VALID, SAME or numbers as in `Conv`; padded places never win.
     """
 
-    window: int | tuple[int, ...]
-    strides: int | tuple[int, ...] | None = None
+    window: Size | tuple[Size, ...]
+    strides: Size | tuple[Size, ...] | None = None
     padding: Padding = "VALID"
 
     def __call__(self, params, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -34,8 +36,8 @@ class AvgPool(Module):
     default) or not at all (Flax's `count_include_pad=False`).
     """
 
-    window: int | tuple[int, ...]
-    strides: int | tuple[int, ...] | None = None
+    window: Size | tuple[Size, ...]
+    strides: Size | tuple[Size, ...] | None = None
     padding: Padding = "VALID"
     count_padding: bool = True
 
@@ -51,7 +53,7 @@ class GlobalAvgPool(Module):
 
     def __call__(self, params, x: Float[Array, "batch ... features"]):
         expect(x.ndim >= 3, "[batch, *spatial, features]", x)
-        return x.mean(axis=tuple(range(1, x.ndim - 1)))
+        return floating(x).mean(axis=tuple(range(1, x.ndim - 1)))
 
 
 class GlobalMaxPool(Module):
@@ -59,7 +61,7 @@ class GlobalMaxPool(Module):
 
     def __call__(self, params, x: Float[Array, "batch ... features"]):
         expect(x.ndim >= 3, "[batch, *spatial, features]", x)
-        return x.max(axis=tuple(range(1, x.ndim - 1)))
+        return floating(x).max(axis=tuple(range(1, x.ndim - 1)))
 
 
 class Flatten(Module):
@@ -68,6 +70,7 @@ class Flatten(Module):
     def __call__(
         self, params, x: Float[Array, "batch ..."]
     ) -> Float[Array, "batch features"]:
+        expect(x.ndim > 0, "[batch, ...]", x)
         return x.reshape(x.shape[0], -1)
 
 
@@ -83,6 +86,8 @@ def _pool(layer, x, start, combine):
     if not isinstance(padding, str):
         padding = [*((0, 0),) * len(lead), *pad_pairs(padding, dims), (0, 0)]
     # A constant of numpy: under jit a jnp one is traced, and lax then has no gradient.
-    start = np.asarray(start, x.dtype)
+    start = np.asarray(start, floating(x).dtype)
     shape, steps = (*lead, *window, 1), (*lead, *strides, 1)
-    return jax.lax.reduce_window(x, start, combine, shape, steps, padding)
+    y = jax.lax.reduce_window(x, start, combine, shape, steps, padding)
+    expect(y.size > 0 or x.size == 0, f"space for at least one window {window}", x)
+    return y

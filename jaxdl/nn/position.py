@@ -9,10 +9,12 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 from jaxdl.core import init as initializers
+from jaxdl.core.fields import Size
 from jaxdl.core.module import Module, fill, inline, part
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
-from jaxdl.nn.linear import Embedding, Linear, floating
+from jaxdl.nn.checks import check_positions, floating
+from jaxdl.nn.linear import Embedding, Linear
 
 
 class Sinusoidal(Module):
@@ -24,7 +26,7 @@ class Sinusoidal(Module):
     cosines first (the timesteps of diffusion models).
     """
 
-    features: int
+    features: Size
     max_period: float = 10_000.0
     layout: Literal["interleaved", "sin_cos", "cos_sin"] = "interleaved"
     shift: float = 0.0
@@ -71,13 +73,14 @@ class AddPosition(Module):
         positions: Int[Array, "..."] | None = None,
     ):
         expect(x.ndim == 3, "[batch, seq, features]", x)
+        x = floating(x)
         seq = x.shape[1]
         if positions is None:
             positions = jnp.arange(seq)
             if isinstance(self.table, Embedding):
                 longest = self.table.num_embeddings
                 expect(seq <= longest, f"a sequence of at most {longest}", x)
-        expect(positions.shape[-1:] == (seq,), f"positions [..., {seq}]", positions)
+        check_positions(positions, x)
         # What stands at a negative position is padding: any row will do, but no NaN.
         added = self.table(params, jnp.maximum(positions, 0))
         expect(added.shape[-1] == x.shape[-1], f"[..., {added.shape[-1]}]", x)
@@ -93,8 +96,8 @@ class FourierFeatures(Module):
     arXiv:2106.02795).
     """
 
-    in_features: int
-    num_features: int
+    in_features: Size
+    num_features: Size
     scale: float = 1.0
     learned: bool = False
 
@@ -120,8 +123,8 @@ class TimestepEmbedding(Module):
     arXiv:2212.09748; Ho et al. 2020). Times may be integers or fractions.
     """
 
-    features: int
-    frequencies: int = 256
+    features: Size
+    frequencies: Size = 256
     max_period: float = 10_000.0
     activation: Callable[[jax.Array], jax.Array] = jax.nn.silu
     waves: Module = part(default=None)

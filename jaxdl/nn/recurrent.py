@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdl.core import init as initializers
+from jaxdl.core.fields import Size
 from jaxdl.core.module import Module, fill, inline, part, scoped
 from jaxdl.core.naming import expect
 from jaxdl.nn.linear import Linear
@@ -22,8 +23,8 @@ from jaxdl.nn.linear import Linear
 class RNNCell(Module):
     """h' = activation(W x + b + U h + c): [batch, in], [batch, hidden] (Elman 1990)."""
 
-    in_features: int
-    hidden: int
+    in_features: Size
+    hidden: Size
     activation: Callable[[jax.Array], jax.Array] = jnp.tanh
     input: Module = part(default=None)
     recurrent: Module = part(default=None)
@@ -50,8 +51,8 @@ class LSTMCell(Module):
     c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c').
     """
 
-    in_features: int
-    hidden: int
+    in_features: Size
+    hidden: Size
     input: Module = part(default=None)
     recurrent: Module = part(default=None)
 
@@ -82,8 +83,8 @@ class GRUCell(Module):
     n = tanh(x's part + sigmoid(r) h's part), h' = (1 - sigmoid(z)) n + sigmoid(z) h.
     """
 
-    in_features: int
-    hidden: int
+    in_features: Size
+    hidden: Size
     input: Module = part(default=None)
     recurrent: Module = part(default=None)
 
@@ -197,5 +198,7 @@ def _fill_gates(cell: Any, gates: int) -> None:
 def _valid(lengths: Any, batch: int, seq: int) -> jax.Array:
     if lengths is None:
         return jnp.ones((batch, seq), bool)
-    expect(lengths.shape == (batch,), f"lengths [{batch}]", lengths)
+    integer = jnp.issubdtype(lengths.dtype, jnp.integer)
+    fits = integer and lengths.shape == (batch,)
+    expect(fits, f"integer lengths [{batch}]", lengths)
     return jnp.arange(seq) < lengths[:, None]

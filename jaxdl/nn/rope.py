@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
+from jaxdl.core.fields import Size
 from jaxdl.core.module import Module
 from jaxdl.core.naming import expect
+from jaxdl.nn.checks import check_positions
 
 
 class RoPE(Module):
@@ -25,9 +27,9 @@ class RoPE(Module):
     of `LinearScaling`, `NTKScaling`, `YarnScaling`, `Llama3Scaling`.
     """
 
-    head_dim: int
+    head_dim: Size
     theta: float = 10_000.0
-    rotary_dim: int | None = None
+    rotary_dim: Size | None = None
     scaling: Any = None
     interleaved: bool = False
 
@@ -56,8 +58,7 @@ class RoPE(Module):
     ):
         fits = x.ndim == 4 and x.shape[-1] == self.head_dim
         expect(fits, f"[batch, seq, heads, {self.head_dim}]", x)
-        seq = x.shape[1]
-        expect(positions.shape[-1:] == (seq,), f"positions [..., {seq}]", positions)
+        check_positions(positions, x)
         frequencies, magnitude = self.frequencies(), 1.0
         if self.scaling is not None:
             frequencies = self.scaling(frequencies, self, positions)

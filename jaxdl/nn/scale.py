@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdl.core import init as initializers
+from jaxdl.core.fields import Size
 from jaxdl.core.module import Module, fill, part
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
+from jaxdl.nn.checks import floating
 from jaxdl.nn.linear import Linear
 
 
@@ -19,7 +21,7 @@ class PReLU(Module):
     `features` slopes, or 1 for all (He et al. 2015, arXiv:1502.01852).
     """
 
-    features: int = 1
+    features: Size = 1
     slope: float = 0.25
 
     def spec(self):
@@ -27,9 +29,12 @@ class PReLU(Module):
         return {"slope": Param((self.features,), init, role="scale")}
 
     def __call__(self, params, x: Float[Array, "... features"]):
-        expect(self.features in (1, x.shape[-1]), f"[..., {self.features}]", x)
+        fits = self.features == 1 or x.shape[-1:] == (self.features,)
+        expect(fits, f"[..., {self.features}]", x)
+        x = floating(x)
         slope = params["slope"].astype(x.dtype)
-        return jnp.where(x >= 0, x, slope * x)
+        # At 0 the gradient is the slope, as in PyTorch.
+        return jnp.where(x > 0, x, slope * x)
 
 
 class LayerScale(Module):
@@ -39,7 +44,7 @@ class LayerScale(Module):
     al. 2021, arXiv:2103.17239).
     """
 
-    features: int
+    features: Size
     scale: float = 1e-5
 
     def spec(self):
@@ -48,7 +53,7 @@ class LayerScale(Module):
 
     def __call__(self, params, x: Float[Array, "... features"]):
         expect(x.shape[-1:] == (self.features,), f"[..., {self.features}]", x)
-        return x * params["scale"].astype(x.dtype)
+        return floating(x) * params["scale"].astype(x.dtype)
 
 
 class SqueezeExcite(Module):
@@ -58,8 +63,8 @@ class SqueezeExcite(Module):
     et al. 2017, arXiv:1709.01507).
     """
 
-    features: int
-    reduction: int = 16
+    features: Size
+    reduction: Size = 16
     down: Module = part(default=None)
     up: Module = part(default=None)
 
@@ -70,7 +75,7 @@ class SqueezeExcite(Module):
     def __call__(self, params, x: Float[Array, "batch ... features"]):
         fits = x.ndim >= 3 and x.shape[-1] == self.features
         expect(fits, f"[batch, *spatial, {self.features}]", x)
-        squeezed = x.mean(tuple(range(1, x.ndim - 1)), keepdims=True)
+        squeezed = floating(x).mean(tuple(range(1, x.ndim - 1)), keepdims=True)
         hidden = jax.nn.relu(self.down(params["down"], squeezed))
         return x * jax.nn.sigmoid(self.up(params["up"], hidden))
 
@@ -85,8 +90,8 @@ class FiLM(Module):
     `LayerNorm(features, scale=False, bias=False)` before it.
     """
 
-    features: int
-    condition_features: int
+    features: Size
+    condition_features: Size
     zero_init: bool = True
     modulation: Module = part(default=None)
 
@@ -112,4 +117,4 @@ class FiLM(Module):
         both = self.modulation(params["modulation"], condition)
         both = both.reshape(x.shape[0], *(1,) * (x.ndim - 2), -1)
         scale, shift = jnp.split(both, 2, axis=-1)
-        return x * (1 + scale) + shift
+        return floating(x) * (1 + scale) + shift

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 from jaxdl.core import init as initializers
+from jaxdl.core.fields import Size
 from jaxdl.core.module import Module
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
@@ -26,7 +27,7 @@ class ALiBi(Module):
     arXiv:2108.12409). There is nothing to learn.
     """
 
-    num_heads: int
+    num_heads: Size
 
     def slopes(self) -> np.ndarray:
         """One slope for each head: [heads]."""
@@ -53,9 +54,9 @@ class RelativeBias(Module):
     code). T5 computes it once and uses it in every layer, with `scale=1` attention.
     """
 
-    num_heads: int
-    num_buckets: int = 32
-    max_distance: int = 128
+    num_heads: Size
+    num_buckets: Size = 32
+    max_distance: Size = 128
     bidirectional: bool = True
 
     def __post_init__(self):

@@ -53,7 +53,8 @@ def block_by_hand(params, x):
     q = (y @ params["attn"]["q"]["kernel"]).reshape(batch, seq, 4, 2)
     k = (y @ params["attn"]["k"]["kernel"]).reshape(batch, seq, 2, 2)
     v = (y @ params["attn"]["v"]["kernel"]).reshape(batch, seq, 2, 2)
-    causal = jnp.tril(jnp.ones((1, 1, seq, seq), bool))
+    order = jnp.arange(seq)
+    causal = (order[:, None] >= order[None, :])[None, None]
     q = q.reshape(batch, seq, 2, 2, 2) * 2**-0.5
     scores = jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, 4, seq, seq)

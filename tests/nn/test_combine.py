@@ -163,9 +163,7 @@ def test_state_that_is_missing_or_not_wanted_is_an_error():
 
 def test_a_block_that_changes_the_shape_is_refused():
     for model in (nn.Repeat(nn.Linear(4, 5), 2), nn.Residual(nn.Linear(4, 5))):
-        with pytest.raises(
-            ValueError, match=r"to keep the shape \(3, 4\), got float32\[3, 5\]"
-        ):
+        with pytest.raises(ValueError, match=r"to keep .*3, 4.*, got float32\[3, 5\]"):
             model(perturbed(model), x)
 
 

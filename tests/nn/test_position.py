@@ -53,7 +53,7 @@ def test_positions_refuse_what_does_not_fit():
         layer(layer.init(jax.random.key(0)), x)
     with pytest.raises(ValueError, match=r"expected \[..., 8\]"):
         nn.AddPosition(nn.Sinusoidal(8))({}, x)
-    with pytest.raises(ValueError, match=r"positions \[..., 5\]"):
+    with pytest.raises(ValueError, match=r"integer positions \[2, 5\] or \[5\]"):
         nn.AddPosition(nn.Sinusoidal(6))({}, x, positions=jnp.arange(4))
     with pytest.raises(ValueError, match="an even number of features, got 5"):
         nn.Sinusoidal(5)

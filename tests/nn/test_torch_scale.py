@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from jaxdl import nn
@@ -65,3 +66,9 @@ def test_film_is_its_formula_in_pytorch(dims):
         nn.FiLM(3, 4), theirs, weights_of(modulation), convert,
         (normal(2, 3, *SPACE[:dims]), normal(2, 4)), channels_last=True,
     )  # fmt: skip
+
+
+def test_prelu_s_gradient_at_zero_is_the_slope_as_in_pytorch():
+    theirs = torch.nn.PReLU()
+    x = np.maximum(normal(2, 5), 0)
+    compare(nn.PReLU(), theirs, weights_of(theirs), prelu, (x,))
