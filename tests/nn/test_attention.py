@@ -47,6 +47,24 @@ def test_attention_is_that_of_flax():
     np.testing.assert_allclose(layer(params, x), expected, **close)
 
 
+def test_cross_attention_with_norms_of_queries_and_keys_is_that_of_flax():
+    norms = {name: nn.LayerNorm(2, 1e-6, bias=False) for name in ("q_norm", "k_norm")}
+    layer, memory = nn.Attention(DIM, HEADS, memory_dim=5, **norms), normal(BATCH, 3, 5)
+    params = perturbed(layer)
+
+    def split(part):
+        return {"kernel": params[part]["kernel"].reshape(-1, HEADS, 2)}
+
+    theirs = {"query": split("q"), "key": split("k"), "value": split("v")}
+    theirs["query_ln"], theirs["key_ln"] = params["q_norm"], params["k_norm"]
+    theirs["out"] = {"kernel": params["out"]["kernel"].reshape(HEADS, 2, DIM)}
+    flax_layer = flax.linen.MultiHeadDotProductAttention(
+        HEADS, qkv_features=DIM, out_features=DIM, use_bias=False, normalize_qk=True
+    )
+    expected = flax_layer.apply({"params": theirs}, x, memory)
+    np.testing.assert_allclose(layer(params, x, memory=memory), expected, **close)
+
+
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("with_segments", [True, False])
