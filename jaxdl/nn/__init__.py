@@ -9,6 +9,8 @@ from jaxdl.nn.combine import Parallel as Parallel
 from jaxdl.nn.combine import Repeat as Repeat
 from jaxdl.nn.combine import Residual as Residual
 from jaxdl.nn.combine import Sequential as Sequential
+from jaxdl.nn.combine import layers as layers
+from jaxdl.nn.combine import stack as stack
 from jaxdl.nn.conv import Conv as Conv
 from jaxdl.nn.conv_transpose import ConvTranspose as ConvTranspose
 from jaxdl.nn.dropout import Dropout as Dropout

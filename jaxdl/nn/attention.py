@@ -102,8 +102,21 @@ class Attention(Module):
     def width(self) -> int:
         return self.head_dim or self.dim // self.num_heads
 
-    def init_cache(self, batch: int, slots: int, dtype: Any = jnp.float32) -> KVCache:
-        """An empty cache for this many tokens of each sequence."""
+    def init_cache(
+        self,
+        batch: int,
+        slots: int,
+        dtype: Any = jnp.float32,
+        *,
+        chunk: int | None = None,
+    ) -> KVCache:
+        """An empty cache for this many tokens of each sequence.
+
+        A layer with a window needs only window + chunk - 1 slots when at most `chunk`
+        tokens are given at once; without `chunk` it has all of them.
+        """
+        if chunk is not None and self.window is not None:
+            slots = min(slots, self.window + chunk - 1)
         return KVCache.empty(batch, slots, self.kv_heads, self.width, dtype)
 
     def __call__(

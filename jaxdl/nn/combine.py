@@ -2,18 +2,20 @@
 
 Each routes the keywords it is given (key, train, mask, positions, ...) to the members
 whose signature names them and refuses one that nobody takes. With a member that has
-State it is called `(params, x, state)` and returns `(y, state)`.
+State it is called `(params, x, state)` and returns `(y, state)`; given a `cache` it
+returns `(y, cache)`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxdl.core.fields import Size
 from jaxdl.core.keys import MISSING, Missing
-from jaxdl.core.module import Module, declared, inline, is_stateful
-from jaxdl.core.naming import describe, expect
+from jaxdl.core.module import Module, declared, inline
+from jaxdl.core.naming import describe, expect, join
 from jaxdl.core.param import Declaration
 from jaxdl.nn import routing
 from jaxdl.nn.routing import Layer
@@ -38,13 +40,16 @@ class Sequential(Module):
 
     def __call__(self, params, x, state: Any = MISSING, **given) -> Any:
         routing.check(self, given)
-        _check_state(self, state)
-        new_state = {}
-        for name, call in routing.calls(self.members(), params, state, given):
+        carry, new = routing.carried(self, state, given), {}
+        for name, call in routing.calls(self.members(), params, carry, given):
             x, after = call(x)
             if after is not None:
-                new_state[name] = after
-        return (x, new_state) if is_stateful(self) else x
+                new[name] = after
+        return x if carry is None else (x, new)
+
+    def init_cache(self, *sizes: Any, **options: Any) -> dict[str, Any]:
+        """Empty caches of the members that take one; see `Attention.init_cache`."""
+        return routing.caches(self.members(), *sizes, **options)
 
 
 class Parallel(Module):
@@ -63,15 +68,18 @@ class Parallel(Module):
 
     def __call__(self, params, x, state: Any = MISSING, **given) -> Any:
         routing.check(self, given)
-        _check_state(self, state)
-        outputs, new_state = [], {}
-        for name, call in routing.calls(self.members(), params, state, given):
+        carry, outputs, new = routing.carried(self, state, given), [], {}
+        for name, call in routing.calls(self.members(), params, carry, given):
             y, after = call(x)
             outputs.append(y)
             if after is not None:
-                new_state[name] = after
+                new[name] = after
         joined = tuple(outputs) if self.join is None else self.join(*outputs)
-        return (joined, new_state) if is_stateful(self) else joined
+        return joined if carry is None else (joined, new)
+
+    def init_cache(self, *sizes: Any, **options: Any) -> dict[str, Any]:
+        """Empty caches of the branches that take one; see `Attention.init_cache`."""
+        return routing.caches(self.members(), *sizes, **options)
 
 
 class Residual(Module):
@@ -87,10 +95,14 @@ class Residual(Module):
 
     def __call__(self, params, x, state: Any = MISSING, **given) -> Any:
         routing.check(self, given)
-        _check_state(self, state)
-        y, state = routing.run(self.inner, params, x, state, given)
+        carry = routing.carried(self, state, given)
+        y, new = routing.run(self.inner, params, x, carry, given)
         expect(y.shape == x.shape, f"the inner layer to keep the shape {x.shape}", y)
-        return (x + y, state) if is_stateful(self) else x + y
+        return x + y if carry is None else (x + y, new)
+
+    def init_cache(self, *sizes: Any, **options: Any) -> Any:
+        """An empty cache of the inner layer; see `Attention.init_cache`."""
+        return self.inner.init_cache(*sizes, **options)  # type: ignore[attr-defined]
 
 
 class Repeat(Module):
@@ -102,8 +114,8 @@ class Repeat(Module):
     True recomputes each block, a `jax.checkpoint` policy keeps what it says
     (`jax.checkpoint_policies.dots_saveable`, `jd.save_taps("**/hidden")`).
 
-    Keys are split over the layers, state is stacked like params; mask, positions and
-    train are the same for every layer. Paths are those of the block:
+    Keys are split over the layers, state and caches are stacked like params; mask,
+    positions and train are the same for every layer. Paths are those of the block:
     `blocks/attn/q/kernel`.
     """
 
@@ -124,12 +136,11 @@ class Repeat(Module):
 
     def __call__(self, params, x, state: Any = MISSING, **given) -> Any:
         routing.check(self, given)
-        _check_state(self, state)
-        for leaf in jax.tree.leaves(params):
+        carry = routing.carried(self, state, given)
+        for leaf in jax.tree.leaves((params, carry)):
             expect(
                 leaf.shape[:1] == (self.num_layers,), f"[{self.num_layers}, ...]", leaf
             )
-        stateful = is_stateful(self)
         key = given.pop("key", MISSING)
         keys = (
             None
@@ -138,37 +149,85 @@ class Repeat(Module):
         )
 
         def step(x, layer):
-            params, state, layer_key = layer
+            params, carry, layer_key = layer
             keywords = {**given, "key": key if layer_key is None else layer_key}
-            y, state = routing.run(self.block, params, x, state, keywords)
+            y, new = routing.run(self.block, params, x, carry, keywords)
             kept = y.shape == x.shape and y.dtype == x.dtype
             expect(kept, f"the block to keep {describe(x)}", y)
-            return y, state
+            return y, new
 
         if self.remat:
             # Inside a scan XLA cannot undo the recomputation by common subexpressions.
             policy = None if self.remat is True else self.remat
             step = jax.checkpoint(step, policy=policy, prevent_cse=False)
-        layers = (params, state if stateful else None, keys)
-        x, state = jax.lax.scan(
-            step, x, layers, length=self.num_layers, unroll=self.unroll
+        x, new = jax.lax.scan(
+            step, x, (params, carry, keys), length=self.num_layers, unroll=self.unroll
         )
-        return (x, state) if stateful else x
+        return x if carry is None else (x, new)
+
+    def init_cache(self, *sizes: Any, **options: Any) -> Any:
+        """Empty caches of all layers, stacked like params; see `Attention`."""
+        cache = self.block.init_cache(*sizes, **options)  # type: ignore[attr-defined]
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (self.num_layers, *leaf.shape)), cache
+        )
+
+
+def stack(blocks: Sequence[Module], remat: bool | Callable[..., Any] = False) -> Module:
+    """Applies blocks in a row, in as few scans as there are kinds of stretches of them.
+
+    Equal blocks become one `Repeat`, a pattern that comes round (a local and a global
+    layer in turn, say) a `Repeat` of its cycle, and several stretches a `Sequential` of
+    those: so paths are `attn/q/kernel`, `1/attn/q/kernel` (second of a cycle) or
+    `0/1/attn/q/kernel` (in the first stretch). `layers` says which layer is where.
+
+    >>> from jaxdl import nn
+    >>> wide, narrow = nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
+    >>> [r.num_layers for r in stack([wide] * 3 + [narrow, wide] * 4).members()]
+    [3, 4]
+    """
+    stretches = []
+    while blocks:
+        period, times = _longest_cycle(blocks)
+        cycle = blocks[0] if period == 1 else Sequential(tuple(blocks[:period]))
+        stretches.append(Repeat(cycle, times, remat))
+        blocks = blocks[period * times :]
+    return stretches[0] if len(stretches) == 1 else Sequential(stretches)
+
+
+def layers(stacked: Module) -> list[tuple[str, int]]:
+    """The path of each layer of a `stack`, and its index in the arrays there.
+
+    >>> from jaxdl import nn
+    >>> wide, narrow = nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
+    >>> layers(stack([wide, narrow, wide, narrow, narrow]))
+    [('0/0', 0), ('0/1', 0), ('0/0', 1), ('0/1', 1), ('1', 0)]
+    """
+    if isinstance(stacked, Sequential):
+        found = enumerate(map(layers, stacked.members()))  # type: ignore[arg-type]
+        return [(join(str(i), p), n) for i, places in found for p, n in places]
+    if not isinstance(stacked, Repeat):
+        raise TypeError(f"expected what nn.stack returns, got {type(stacked).__name__}")
+    cycle = stacked.block
+    names = [""]
+    if isinstance(cycle, Sequential):
+        names = [str(i) for i in range(len(cycle.members()))]
+    return [(name, n) for n in range(stacked.num_layers) for name in names]
+
+
+def _longest_cycle(blocks: Sequence[Module]) -> tuple[int, int]:
+    """The period and the number of rounds that cover most from the start on."""
+    best = (1, 1)
+    for period in range(1, len(blocks) // 2 + 1):
+        times = 1
+        while blocks[times * period : (times + 1) * period] == blocks[:period]:
+            times += 1
+        if times > 1 and period * times > best[0] * best[1]:
+            best = (period, times)
+    return best
 
 
 def _stack(node: Any, size: int) -> Any:
     if isinstance(node, Declaration):
         return node.stack(size)
     return {name: _stack(value, size) for name, value in node.items()}
-
-
-def _check_state(module: Module, state: Any) -> None:
-    if is_stateful(module) and isinstance(state, Missing | None):
-        raise TypeError(
-            f"{type(module).__name__}: a member has state: call it (params, x, state, "
-            "...) with state from init_state()"
-        )
-    if not is_stateful(module) and not isinstance(state, Missing | None):
-        raise TypeError(
-            f"{type(module).__name__}: no member has state, but state was given"
-        )

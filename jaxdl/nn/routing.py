@@ -5,7 +5,7 @@ import functools
 import inspect
 from typing import Any
 
-from jaxdl.core.keys import MISSING, split
+from jaxdl.core.keys import MISSING, Missing, split
 from jaxdl.core.module import Module, is_stateful
 from jaxdl.core.naming import current_path
 
@@ -36,10 +36,32 @@ def check(combinator: Module, given: Mapping[str, Any]) -> None:
             )
 
 
+def carried(combinator: Module, state: Any, given: dict[str, Any]) -> Any:
+    """What members hand back beside y: the state, or the `cache` among the keywords.
+
+    Takes the cache out of the keywords. Raises TypeError for state that is missing or
+    not wanted, and for both at once.
+    """
+    name, cache = type(combinator).__name__, given.pop("cache", None)
+    missing = isinstance(state, Missing | None)
+    if not is_stateful(combinator):
+        if not missing:
+            raise TypeError(f"{name}: no member has state, but state was given")
+        return cache
+    if missing:
+        raise TypeError(
+            f"{name}: a member has state: call it (params, x, state, ...) with state "
+            "from init_state()"
+        )
+    if cache is not None:
+        raise TypeError(f"{name}: expected state or a cache, got both")
+    return state
+
+
 def calls(
-    layers: Sequence[Layer], params: Any, state: Any, given: Mapping[str, Any]
+    layers: Sequence[Layer], params: Any, carry: Any, given: Mapping[str, Any]
 ) -> Iterator[tuple[str, Callable[[Any], tuple]]]:
-    """Each member's name, its position, and the call `x -> (y, state)` of it.
+    """Each member's name, its position, and the call `x -> (y, carry)` of it.
 
     The key is split among the members that take one.
     """
@@ -47,25 +69,38 @@ def calls(
     keys = dict(zip(takers, split(given.get("key", MISSING), len(takers)), strict=True))
     for index, layer in enumerate(layers):
         name = str(index)
-        before = state[name] if is_stateful(layer) else None
+        before = None
+        if carry is not None:
+            before = carry[name] if is_stateful(layer) else carry.get(name)
         own = {**given, "key": keys.get(index, MISSING)}
         yield (
             name,
-            functools.partial(run, layer, params.get(name), state=before, given=own),
+            functools.partial(run, layer, params.get(name), carry=before, given=own),
         )
 
 
 def run(
-    layer: Layer, params: Any, x: Any, state: Any, given: Mapping[str, Any]
+    layer: Layer, params: Any, x: Any, carry: Any, given: Mapping[str, Any]
 ) -> tuple:
-    """Calls a layer with the keywords it takes: (y, state), or (y, None)."""
+    """Calls a layer with the keywords it takes: (y, state or cache), or (y, None)."""
     taken = keywords(layer)
     chosen = {n: v for n, v in given.items() if n in taken and v is not MISSING}
     if not isinstance(layer, Module):
         return layer(x, **chosen), None
     if is_stateful(layer):
-        return layer(params, x, state, **chosen)
+        return layer(params, x, carry, **chosen)
+    if carry is not None:
+        return layer(params, x, cache=carry, **chosen)
     return layer(params, x, **chosen), None
+
+
+def caches(layers: Sequence[Layer], *sizes: Any, **options: Any) -> dict[str, Any]:
+    """Empty caches of the members that take one, by position."""
+    return {
+        str(index): layer.init_cache(*sizes, **options)  # type: ignore[union-attr]
+        for index, layer in enumerate(layers)
+        if "cache" in keywords(layer)
+    }
 
 
 @functools.lru_cache(maxsize=4096)
