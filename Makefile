@@ -50,10 +50,8 @@ docs: $(VENV)/.dev ## build the site into site/; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 	@echo "site/index.html"
 
-bench: $(VENV)/.dev ## run every benchmarks/bench_*.py
-	@set -e; for file in benchmarks/bench_*.py; do \
-	  test -e "$$file" || { echo "there are no benchmarks yet"; continue; }; \
-	  $(RUN) "$$file"; done
+bench: $(VENV)/.dev ## measure jaxdl beside other libraries: some minutes
+	@$(RUN) -m benchmarks.run
 
 clean: ## remove what was built, the virtual environments included
 	rm -rf $(VENV) $(NEWEST) .cache .hypothesis .pytest_cache .ruff_cache build dist site
