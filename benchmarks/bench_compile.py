@@ -27,7 +27,7 @@ LIMIT = 1.15
 
 
 def build(layers: int, scan: bool) -> dict[str, Program]:
-    config = models.GPTConfig(
+    config = models.DecoderConfig(
         vocab_size=64, seq_len=16, dim=16, num_layers=layers, num_heads=2
     )
     given = work.gpt(config, batch_size=2)

@@ -53,12 +53,12 @@ def resnet(report: Report) -> None:
 
 
 def gpt(report: Report) -> None:
-    config = models.GPTConfig(
+    config = models.DecoderConfig(
         vocab_size=1024, seq_len=128, dim=256, num_layers=6, num_heads=8
     )
     batch_size = 4
     if report.quick:
-        config = models.GPTConfig(
+        config = models.DecoderConfig(
             vocab_size=16, seq_len=8, dim=8, num_layers=2, num_heads=2
         )
     given = work.gpt(config, batch_size)

@@ -116,9 +116,9 @@ def resnet(config: ResNetConfig, batch_size: int) -> Work:
     return Work(weights, (images, labels), config)
 
 
-def gpt(config: models.GPTConfig, batch_size: int) -> Work:
+def gpt(config: models.DecoderConfig, batch_size: int) -> Work:
     """Random tokens and their successors."""
-    weights = models.GPT(config).init(jax.random.key(0))
+    weights = models.Decoder(config).init(jax.random.key(0))
     rng = np.random.default_rng(0)
     size = (batch_size, config.seq_len + 1)
     tokens = rng.integers(config.vocab_size, size=size).astype(np.int32)

@@ -20,7 +20,7 @@ from jaxdl import data, losses, models
 from jaxdl.train import TrainState, fit, make_step
 
 
-def sample(model: models.GPT, params, prompt, key, length: int, temperature: float):
+def sample(model: models.Decoder, params, prompt, key, length: int, temperature: float):
     """Continues a prompt, in one compiled loop: int [batch, seq] -> [batch, length].
 
     Each new token sees as many tokens before it as the prompt has.
@@ -38,9 +38,9 @@ def sample(model: models.GPT, params, prompt, key, length: int, temperature: flo
     return loop(params, prompt, key)
 
 
-def build(vocab_size: int, given: argparse.Namespace) -> models.GPT:
-    return models.GPT(
-        models.GPTConfig(
+def build(vocab_size: int, given: argparse.Namespace) -> models.Decoder:
+    return models.Decoder(
+        models.DecoderConfig(
             vocab_size=vocab_size,
             seq_len=given.seq_len,
             dim=given.dim,
@@ -56,7 +56,7 @@ def build(vocab_size: int, given: argparse.Namespace) -> models.GPT:
     )
 
 
-def train(model: models.GPT, training, heldout, given: argparse.Namespace):
+def train(model: models.Decoder, training, heldout, given: argparse.Namespace):
     """Trains the model; returns the state and the held-out bits for each character."""
 
     def loss_fn(params, batch):

@@ -63,7 +63,7 @@ def resnet(work: Work) -> Program:
 
 
 def gpt(work: Work) -> Program:
-    model = models.GPT(work.config)
+    model = models.Decoder(work.config)
 
     def loss_fn(params, batch):
         tokens, labels = batch

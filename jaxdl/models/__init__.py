@@ -1,8 +1,9 @@
 """Model families, each a composition of layers: one file for a family."""
 
 from jaxdl.models.cnn import cnn as cnn
-from jaxdl.models.gpt import GPT as GPT
-from jaxdl.models.gpt import GPTConfig as GPTConfig
+from jaxdl.models.decoder import Decoder as Decoder
+from jaxdl.models.decoder import DecoderConfig as DecoderConfig
+from jaxdl.models.decoder import Layer as Layer
 from jaxdl.models.mlp import mlp as mlp
 from jaxdl.models.resnet import ResNet as ResNet
 from jaxdl.models.resnet import resnet18 as resnet18

@@ -27,6 +27,10 @@ from jaxdl.nn.linear import Bilinear as Bilinear
 from jaxdl.nn.linear import Einsum as Einsum
 from jaxdl.nn.linear import Embedding as Embedding
 from jaxdl.nn.linear import Linear as Linear
+from jaxdl.nn.moe import MoE as MoE
+from jaxdl.nn.moe import balanced as balanced
+from jaxdl.nn.moe import load_balance_loss as load_balance_loss
+from jaxdl.nn.moe import router_z_loss as router_z_loss
 from jaxdl.nn.norm import BatchNorm as BatchNorm
 from jaxdl.nn.norm import GroupNorm as GroupNorm
 from jaxdl.nn.norm import InstanceNorm as InstanceNorm
@@ -51,6 +55,7 @@ from jaxdl.nn.rope import Llama3Scaling as Llama3Scaling
 from jaxdl.nn.rope import NTKScaling as NTKScaling
 from jaxdl.nn.rope import RoPE as RoPE
 from jaxdl.nn.rope import YarnScaling as YarnScaling
+from jaxdl.nn.router import Router as Router
 from jaxdl.nn.routing import keywords as keywords
 from jaxdl.nn.scale import FiLM as FiLM
 from jaxdl.nn.scale import LayerScale as LayerScale

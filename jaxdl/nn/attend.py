@@ -20,6 +20,7 @@ def attend(
     scale: float,
     softcap: float | None = None,
     score_bias: Float[Array, "..."] | None = None,
+    sinks: Float[Array, " heads"] | None = None,
     visible: Bool[Array, "..."] | None = None,
     blind: bool = True,
     drop: Callable[[jax.Array], jax.Array] = lambda pattern: pattern,
@@ -28,6 +29,7 @@ def attend(
 
     `visible` and `score_bias` broadcast to [batch, heads, query, key]. `softcap` bends
     scores below it, softcap tanh(scores / softcap), before the bias is added (Gemma 2).
+    `sinks` are scores of a place that has no value, one for each head (gpt-oss).
     A query that sees no key gives zeros; without any such, `blind=False` saves a step.
 
     Taps: `scores` (before masking), `pattern`.
@@ -44,7 +46,12 @@ def attend(
     scores = tap(scores, "scores")
     if visible is not None:
         scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
-    pattern = jax.nn.softmax(scores, axis=-1)
+    if sinks is None:
+        pattern = jax.nn.softmax(scores, axis=-1)
+    else:
+        sink = jnp.broadcast_to(sinks[:, None, None], (*scores.shape[:-1], 1))
+        scores = jnp.concatenate([scores, sink.astype(scores.dtype)], axis=-1)
+        pattern = jax.nn.softmax(scores, axis=-1)[..., :-1]
     if visible is not None and blind:
         # The softmax of a row that is masked throughout looks everywhere.
         pattern = jnp.where(visible, pattern, 0.0)

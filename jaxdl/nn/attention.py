@@ -11,6 +11,7 @@ from jaxdl.core.fields import Size
 from jaxdl.core.keys import MISSING, OptionalKey
 from jaxdl.core.module import Module, fill, part, scoped
 from jaxdl.core.naming import expect
+from jaxdl.core.param import Param
 from jaxdl.core.tap_primitive import tap
 from jaxdl.nn.attend import (
     attend,
@@ -34,7 +35,8 @@ class Attention(Module):
     `causal` hides later tokens, `window` those that many places away or more. `rope`
     rotates queries and keys by position. `softcap` bounds the scores. `q_norm` and
     `k_norm` are norms of each head (features = head_dim) or of all heads together.
-    `scale` multiplies the scores, head_dim ** -0.5 unless given.
+    `scale` multiplies the scores, head_dim ** -0.5 unless given. `sinks` learns for
+    each head the score of a place without a value, so that it may attend to nothing.
 
     Called with `memory` [batch, memory_seq, memory_dim] the keys and values are the
     memory's (cross-attention). `mask` is True where a query may look and `score_bias`
@@ -64,6 +66,7 @@ class Attention(Module):
     softcap: float | None = None
     scale: float | None = None
     bias: bool = False
+    sinks: bool = False
     memory_dim: Size | None = None
     dropout: float = 0.0
     kernel_init: Any = initializers.lecun_normal()
@@ -93,6 +96,13 @@ class Attention(Module):
             out=Linear(queries, self.dim, self.bias, ("heads", "embed"), self.out_init),
             drop=Dropout(self.dropout),
         )
+
+    def spec(self):
+        spec = dict(super().spec())
+        if self.sinks:
+            init, axes = initializers.zeros, ("heads",)
+            spec["sinks"] = Param((self.num_heads,), init, axes, role="bias")
+        return spec
 
     @property
     def kv_heads(self) -> int:
@@ -243,7 +253,8 @@ class Attention(Module):
         def drop(pattern):
             return self.drop(params["drop"], pattern, key=key)
 
-        return attend(q, sight.k, sight.v, **given, softcap=self.softcap, drop=drop)
+        given |= {"sinks": params["sinks"] if self.sinks else None, "drop": drop}
+        return attend(q, sight.k, sight.v, **given, softcap=self.softcap)
 
     def _lost(self, cache: KVCache, new: int) -> Any:
         """Whether these tokens overwrite keys that their queries still see."""
@@ -264,12 +275,12 @@ class Attention(Module):
             )
 
     def _check_choices(self) -> None:
-        if self.implementation is not None and (self.dropout or self.softcap):
-            what = "dropout of the pattern" if self.dropout else "softcap"
-            raise ValueError(
-                f"Attention: {what} needs implementation=None, got "
-                f"{self.implementation!r}"
-            )
+        for name in ("dropout", "softcap", "sinks"):
+            if self.implementation is not None and getattr(self, name):
+                raise ValueError(
+                    f"Attention: {name} of the pattern needs implementation=None, got "
+                    f"{self.implementation!r}"
+                )
         for name, heads in (("q", self.num_heads), ("k", self.kv_heads)):
             norm: Any = getattr(self, f"{name}_norm")
             wanted = (self.width, heads * self.width)

@@ -56,3 +56,11 @@ class KVCache(NamedTuple):
             write(self.positions, positions),
             self.length + new,
         )
+
+
+def cached_length(cache: Any) -> jax.Array:
+    """How many tokens a model's cache holds: int []; its layers hold equally many."""
+    found = jax.tree.leaves(cache, is_leaf=lambda node: isinstance(node, KVCache))
+    lengths = [node.length for node in found if isinstance(node, KVCache)]
+    expect(bool(lengths), "a cache with a KVCache in it", cache)
+    return lengths[0].reshape(-1)[0]

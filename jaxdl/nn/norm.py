@@ -40,25 +40,25 @@ class LayerNorm(Module):
 class RMSNorm(Module):
     """Unit mean square over the last dimension: [..., features].
 
-    (Zhang and Sennrich 2019, arXiv:1910.07467; Llama's norm.)
+    (Zhang and Sennrich 2019, arXiv:1910.07467; Llama's norm.) With `unit_offset` the
+    features are multiplied by 1 + scale, which starts at 0 (Gemma's).
     """
 
     features: Size
     epsilon: float = 1e-6
     axis: str | None = "embed"
+    unit_offset: bool = False
 
     def spec(self):
-        return {
-            "scale": Param(
-                (self.features,), initializers.ones, (self.axis,), role="scale"
-            )
-        }
+        init = initializers.zeros if self.unit_offset else initializers.ones
+        return {"scale": Param((self.features,), init, (self.axis,), role="scale")}
 
     def __call__(self, params, x: Float[Array, "... features"]):
         expect(x.shape[-1:] == (self.features,), f"[..., {self.features}]", x)
         wide = floating(x, jnp.float32)
         square = jnp.square(wide).mean(-1, keepdims=True)
-        y = wide * jax.lax.rsqrt(square + self.epsilon) * params["scale"]
+        scale = 1 + params["scale"] if self.unit_offset else params["scale"]
+        y = wide * jax.lax.rsqrt(square + self.epsilon) * scale
         return y.astype(x.dtype)
 
 

@@ -19,7 +19,9 @@ from benchmarks import (
 from benchmarks.libraries import by_hand, in_jaxdl
 from jaxdl import models
 
-CONFIG = models.GPTConfig(vocab_size=16, seq_len=8, dim=8, num_layers=2, num_heads=2)
+CONFIG = models.DecoderConfig(
+    vocab_size=16, seq_len=8, dim=8, num_layers=2, num_heads=2
+)
 WORKS = {
     "mlp": lambda: work.mlp((4, 8, 2), batch_size=4),
     "resnet": lambda: work.resnet(work.ResNetConfig((1, 1), width=4), batch_size=2),

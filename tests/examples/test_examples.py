@@ -129,8 +129,10 @@ def test_char_lm_learns_a_text(capsys):
 
 
 def test_sampling_sees_the_window_and_follows_its_key(key):
-    config = models.GPTConfig(7, 4, dim=8, num_layers=1, num_heads=2, positions="rope")
-    model = models.GPT(config)
+    config = models.DecoderConfig(
+        7, 4, dim=8, num_layers=1, num_heads=2, positions="rope"
+    )
+    model = models.Decoder(config)
     params, prompt = model.init(key), jnp.array([[1, 2, 3, 4]])
     first = char_lm.sample(model, params, prompt, key, length=5, temperature=1.0)
     again = char_lm.sample(model, params, prompt, key, length=5, temperature=1.0)

@@ -10,8 +10,8 @@ import jaxdl as jd
 from jaxdl import losses, models
 from jaxdl.testing import check_module
 
-gpt2 = models.GPTConfig(vocab_size=13, seq_len=8, dim=8, num_layers=2, num_heads=2)
-llama = models.GPTConfig(
+gpt2 = models.DecoderConfig(vocab_size=13, seq_len=8, dim=8, num_layers=2, num_heads=2)
+llama = models.DecoderConfig(
     vocab_size=13, seq_len=8, dim=8, num_layers=2, num_heads=4, num_kv_heads=2,
     hidden=12, gated=True, activation=jax.nn.silu, norm="rms", positions="rope",
     bias=False, tie_embeddings=False,
@@ -94,7 +94,7 @@ def by_hand(config, params, row):
 
 @configs
 def test_it_is_the_model_written_out_with_every_parameter_perturbed(config):
-    model = models.GPT(config)
+    model = models.Decoder(config)
     params = perturbed(model)
     expected = jnp.stack([by_hand(config, params, row) for row in tokens])
     np.testing.assert_allclose(model(params, tokens), expected, rtol=1e-4, atol=1e-4)
@@ -102,7 +102,7 @@ def test_it_is_the_model_written_out_with_every_parameter_perturbed(config):
 
 @configs
 def test_no_logit_depends_on_a_later_token(config):
-    model = models.GPT(config)
+    model = models.Decoder(config)
     params = perturbed(model)
     other = tokens.at[:, 3].set((tokens[:, 3] + 1) % 13)
     changed = model(params, tokens) != model(params, other)
@@ -111,13 +111,13 @@ def test_no_logit_depends_on_a_later_token(config):
 
 @configs
 def test_it_keeps_the_contract(config):
-    model = models.GPT(dataclasses.replace(config, dropout=0.2))
+    model = models.Decoder(dataclasses.replace(config, dropout=0.2))
     check_module(model, tokens, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_its_two_halves_give_the_chunked_loss(tied):
-    model = models.GPT(dataclasses.replace(llama, tie_embeddings=tied))
+    model = models.Decoder(dataclasses.replace(llama, tie_embeddings=tied))
     params = perturbed(model)
     targets = jnp.roll(tokens, -1, axis=1)
 
@@ -134,7 +134,7 @@ def test_its_two_halves_give_the_chunked_loss(tied):
 
 
 def test_packed_sequences_are_as_if_each_stood_alone():
-    model = models.GPT(llama)
+    model = models.Decoder(llama)
     params = perturbed(model)
     segments = jnp.array([[0, 0, 0, 0, 1, 1]])
     packed = model(params, tokens[:1], segment_ids=segments)
@@ -144,10 +144,10 @@ def test_packed_sequences_are_as_if_each_stood_alone():
 
 
 def test_remat_and_every_implementation_of_attention_give_the_same():
-    params = perturbed(models.GPT(gpt2))
+    params = perturbed(models.Decoder(gpt2))
 
     def gradient(**changes):
-        model = models.GPT(dataclasses.replace(gpt2, **changes))
+        model = models.Decoder(dataclasses.replace(gpt2, **changes))
         return jax.jit(jax.grad(lambda p: jnp.sin(model(p, tokens)).sum()))(params)
 
     plain = gradient()
@@ -157,7 +157,7 @@ def test_remat_and_every_implementation_of_attention_give_the_same():
 
 
 def test_its_taps_name_the_residual_stream_and_all_within():
-    model = models.GPT(llama)
+    model = models.Decoder(llama)
     names = list(jd.taps(model, jd.abstract(model), tokens))
     assert names == [
         "embed",
@@ -180,7 +180,7 @@ def test_its_taps_name_the_residual_stream_and_all_within():
 
 
 def test_weights_start_as_those_of_gpt2():
-    params = models.GPT(dataclasses.replace(gpt2, dim=128, num_layers=8)).init(
+    params = models.Decoder(dataclasses.replace(gpt2, dim=128, num_layers=8)).init(
         jax.random.key(0)
     )
     assert float(params["embed"]["embedding"].std()) == pytest.approx(0.02, rel=0.1)
@@ -192,24 +192,24 @@ def test_weights_start_as_those_of_gpt2():
 
 
 def test_the_default_is_gpt2_of_124_million_parameters():
-    assert jd.count(jd.abstract(models.GPT(models.GPTConfig()))) == 124_439_808
+    assert jd.count(jd.abstract(models.Decoder(models.DecoderConfig()))) == 124_439_808
 
 
 def test_what_does_not_fit_is_an_error():
-    model = models.GPT(gpt2)
+    model = models.Decoder(gpt2)
     params = model.init(jax.random.key(0))
-    with pytest.raises(ValueError, match="a sequence of at most seq_len=8"):
+    with pytest.raises(ValueError, match="position: expected a sequence of at most 8"):
         model(params, jnp.zeros((1, 9), int))
     with pytest.raises(ValueError, match=r"int \[batch, seq\]"):
         model(params, tokens[0])
-    with pytest.raises(ValueError, match="GPTConfig.norm: expected layer or rms"):
+    with pytest.raises(ValueError, match="DecoderConfig.norm: expected layer or rms"):
         dataclasses.replace(gpt2, norm="batch")
     with pytest.raises(TypeError, match="needs key"):
-        noisy = models.GPT(dataclasses.replace(gpt2, dropout=0.1))
+        noisy = models.Decoder(dataclasses.replace(gpt2, dropout=0.1))
         noisy(params, tokens)
 
 
 def test_a_token_out_of_range_gives_nan_not_another_token():
-    model = models.GPT(gpt2)
+    model = models.Decoder(gpt2)
     logits = model(perturbed(model), tokens.at[0, 2].set(13))
     assert jnp.isnan(logits[0, 2:]).all() and jnp.isfinite(logits[1]).all()

@@ -1,0 +1,139 @@
+"""The block of a decoder: attention and a feed-forward layer on a residual stream."""
+
+from typing import Any
+
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdl.core import init as initializers
+from jaxdl.core.keys import MISSING, OptionalKey, split
+from jaxdl.core.module import Module
+from jaxdl.core.tap_primitive import tap
+from jaxdl.nn.attention import Attention
+from jaxdl.nn.dropout import Dropout
+from jaxdl.nn.feed_forward import FeedForward
+from jaxdl.nn.linear import Linear
+from jaxdl.nn.norm import LayerNorm, RMSNorm
+
+
+class Block(Module):
+    """x + attn(x), then x + mlp(x), with norms: [batch, seq, dim] -> the same.
+
+    A norm stands before a layer, after it, both, or not at all (None). Given a cache it
+    returns (x, cache).
+    """
+
+    attn_norm: Module | None
+    attn: Module
+    attn_post_norm: Module | None
+    mlp_norm: Module | None
+    mlp: Module
+    mlp_post_norm: Module | None
+    drop: Module
+
+    def __call__(
+        self,
+        params,
+        x: Float[Array, "batch seq dim"],
+        *,
+        key: OptionalKey = MISSING,
+        mask: Bool[Array, "..."] | None = None,
+        score_bias: Float[Array, "..."] | None = None,
+        segment_ids: Int[Array, "batch seq"] | None = None,
+        positions: Int[Array, "..."] | None = None,
+        cache: Any = None,
+    ) -> Any:
+        attn_key, drop_key, mlp_key = split(key, 3)
+        x = tap(x, "resid_pre")
+        y = self._normed(params, "attn_norm", x)
+        y = self.attn(
+            params["attn"], y, mask=mask, score_bias=score_bias,
+            segment_ids=segment_ids, positions=positions, cache=cache, key=attn_key,
+        )  # fmt: skip
+        if cache is not None:
+            y, cache = y
+        y = self._normed(params, "attn_post_norm", y)
+        x = tap(x + self.drop(params["drop"], y, key=drop_key), "resid_mid")
+        y = self._normed(params, "mlp_norm", x)
+        y = self.mlp(params["mlp"], y, key=mlp_key)
+        y = self._normed(params, "mlp_post_norm", y)
+        x = tap(x + y, "resid_post")
+        return x if cache is None else (x, cache)
+
+    def init_cache(self, *sizes: Any, **options: Any) -> Any:
+        """An empty cache of the attention; see `Attention.init_cache`."""
+        return self.attn.init_cache(*sizes, **options)  # type: ignore[attr-defined]
+
+    def _normed(self, params, name: str, x):
+        norm = getattr(self, name)
+        return x if norm is None else norm(params[name], x)
+
+
+def block(config: Any, layer: Any) -> Block:
+    """One block of a decoder of this configuration (`DecoderConfig`, `Layer`)."""
+    before = norm(config, config.dim) if config.norm_place != "post" else None
+    after = norm(config, config.dim) if config.norm_place != "pre" else None
+    return Block(
+        attn_norm=before,
+        attn=attention(config, layer),
+        attn_post_norm=after,
+        mlp_norm=before,
+        mlp=FeedForward(
+            config.dim,
+            config.hidden,
+            config.activation,
+            config.bias,
+            config.dropout,
+            config.gated,
+            kernel_init=initializers.normal(0.02),
+            out_init=residual_init(config),
+        ),
+        mlp_post_norm=after,
+        drop=Dropout(config.dropout),
+    )
+
+
+def attention(config: Any, layer: Any) -> Attention:
+    """The attention of one layer."""
+    width, heads = config.width, config.num_heads
+    kv_heads = config.num_kv_heads or heads
+    qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
+    out_bias = config.bias if config.out_bias is None else config.out_bias
+    q_norm = k_norm = None
+    if config.qk_norm is not None:
+        every = config.qk_norm == "all"
+        q_norm = norm(config, heads * width if every else width, axis=None)
+        k_norm = norm(config, kv_heads * width if every else width, axis=None)
+    return Attention(
+        config.dim,
+        heads,
+        kv_heads,
+        width,
+        causal=True,
+        window=layer.window,
+        rope=layer.rope,
+        softcap=config.softcap,
+        scale=config.scale,
+        bias=qkv_bias,
+        sinks=config.sinks,
+        dropout=config.dropout,
+        kernel_init=initializers.normal(0.02),
+        implementation=config.attention,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        out=Linear(
+            heads * width, config.dim, out_bias, ("heads", "embed"),
+            residual_init(config),
+        ),
+    )  # fmt: skip
+
+
+def norm(config: Any, features: int, axis: str | None = "embed") -> Module:
+    """A norm of the configuration's kind."""
+    if config.norm == "rms":
+        return RMSNorm(features, config.epsilon, axis, config.unit_offset)
+    return LayerNorm(features, config.epsilon, bias=config.bias, axis=axis)
+
+
+def residual_init(config: Any) -> Any:
+    """How a kernel starts that writes to the residual stream."""
+    return initializers.normal(0.02 / (2 * config.num_layers) ** 0.5)
