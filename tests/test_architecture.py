@@ -33,12 +33,16 @@ KNOW_NO_MODEL = {"core", "shard", "train", "interpret"}
 
 HEAVY = [
     "gguf",
+    "huggingface_hub",
+    "jinja2",
     "matplotlib",
     "orbax",
+    "safetensors",
     "sklearn",
     "tensorboardX",
     "tokenizers",
     "torch",
+    "transformers",
 ]
 
 
