@@ -1,8 +1,11 @@
 """Published weights and tokenizers: read from disk, checked, and put in their place."""
 
 from jaxdl.hub.files import HubError as HubError
-from jaxdl.hub.load import load_params as load_params
 from jaxdl.hub.mapping import Rule as Rule
+from jaxdl.hub.pretrained import Pretrained as Pretrained
+from jaxdl.hub.pretrained import load as load
+from jaxdl.hub.pretrained import save as save
+from jaxdl.hub.read import load_params as load_params
 from jaxdl.hub.reshaping import Conv as Conv
 from jaxdl.hub.reshaping import PairedRows as PairedRows
 from jaxdl.hub.reshaping import Permute as Permute
@@ -14,8 +17,8 @@ from jaxdl.hub.reshaping import chain as chain
 from jaxdl.hub.reshaping import conv as conv
 from jaxdl.hub.reshaping import identity as identity
 from jaxdl.hub.reshaping import transpose as transpose
-from jaxdl.hub.save import save_params as save_params
 from jaxdl.hub.tensors import Tensor as Tensor
 from jaxdl.hub.tensors import Tensors as Tensors
 from jaxdl.hub.tensors import of_arrays as of_arrays
 from jaxdl.hub.tensors import open_tensors as open_tensors
+from jaxdl.hub.write import save_params as save_params

@@ -1,0 +1,140 @@
+"""Published models as a whole: a folder or repository becomes model and params."""
+
+from collections.abc import Mapping
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxdl.core import tree
+from jaxdl.core.derive import abstract, axes
+from jaxdl.core.module import Module
+from jaxdl.hub.families.family import family_of
+from jaxdl.hub.files import HubError, read_json
+from jaxdl.hub.read import load_params
+from jaxdl.hub.tensors import open_tensors
+from jaxdl.hub.write import save_params
+
+
+class Pretrained(NamedTuple):
+    """What `load` returns: model, params and tokenizer, and config.json as a dict.
+
+    tokenizer is None where the folder has none.
+    """
+
+    model: Any
+    params: Any
+    tokenizer: Any
+    config: Mapping[str, Any]
+
+
+def load(
+    path: str | os.PathLike,
+    mesh: Mesh | None = None,
+    rules: Mapping[str, str | tuple[str, ...] | None] | None = None,
+    dtype: Any = None,
+) -> Pretrained:
+    """Opens published weights: a local folder, or a Hugging Face repository by name.
+
+    The folder has config.json and .safetensors files. dtype is that of every parameter,
+    float32 unless given. With a mesh each device is given its own part straight from
+    the file; `rules` map logical axes ("embed", "mlp", "heads", "vocab", ...) to mesh
+    axes, and what has no rule, or does not divide, is whole on every device.
+
+    Raises HubError for a family that is not known and for tensors that do not fit.
+    """
+    folder = _folder(path)
+    config = read_json(folder / "config.json")
+    family = family_of(config)
+    model = family.build(config)
+    shardings = None if mesh is None else _shardings(model, mesh, rules or {})
+    params = load_params(
+        open_tensors(folder),
+        family.rules,
+        abstract(model),
+        dtype=dtype,
+        shardings=shardings,
+        layers=family.layers(model),
+        ignore=(*family.ignore, *_tied(config)),
+        prefix=family.prefix,
+    )
+    return Pretrained(model, params, _tokenizer(folder), config)
+
+
+def save(
+    path: str | os.PathLike,
+    model: Module,
+    params: Any,
+    config: Mapping[str, Any],
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes params and config.json in the published layout, into an empty folder.
+
+    `config` is the dict that `load` returned, or one made for the model.
+    """
+    family = family_of(config)
+    if family.build(config) != model:
+        raise HubError(
+            f"{path}: the model is not the one that this config describes; "
+            "change config with it"
+        )
+    save_params(
+        params,
+        family.rules,
+        path,
+        layers=family.layers(model),
+        max_shard_bytes=max_shard_bytes,
+    )
+    text = json.dumps(dict(config), indent=2, sort_keys=True)
+    (Path(path) / "config.json").write_text(text + "\n")
+
+
+def _folder(path: str | os.PathLike) -> Path:
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or str(path).count("/") != 1 or str(path).startswith("."):
+        raise HubError(f"{path}: expected a folder, or a repository as owner/name")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise HubError(
+            f'{path}: is no folder; repositories need pip install "jaxdl[hub]"'
+        ) from error
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
+    return Path(snapshot_download(str(path), allow_patterns=wanted))
+
+
+def _tokenizer(folder: Path) -> Any:
+    return None
+
+
+def _tied(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """A tied head is in some files all the same."""
+    tied = config.get("tie_word_embeddings", False) or config["model_type"] == "gpt2"
+    return ("lm_head.weight",) if tied else ()
+
+
+def _shardings(model: Module, mesh: Mesh, rules: Mapping[str, Any]) -> Any:
+    def sharding(names: tuple, leaf: Any) -> NamedSharding:
+        spec = [
+            _axis(mesh, rules.get(name), size)
+            for name, size in zip(names, leaf.shape, strict=True)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    named = tree.flatten(axes(model))
+    return tree.map_with_path(
+        lambda path, leaf: sharding(named[path], leaf), abstract(model)
+    )
+
+
+def _axis(mesh: Mesh, axis: Any, size: int) -> Any:
+    chosen = axis if isinstance(axis, tuple) else (axis,) if axis else ()
+    number = 1
+    for name in chosen:
+        number *= mesh.shape[name]
+    return axis if size % number == 0 else None
