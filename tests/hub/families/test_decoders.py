@@ -1,0 +1,100 @@
+"""Every family of decoders beside `transformers`, on tiny checkpoints that it makes.
+
+Sizes are chosen so that each feature shows: windows shorter than the sequence, few
+key heads, small caps, biases and norms away from where they start.
+"""
+
+import pytest
+
+from tests.hub.families.tiny import (
+    check_decoder,
+    checkpoint,
+    round_trip,
+    transformers,
+)
+
+SIZES = {
+    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 40,
+    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+}  # fmt: skip
+PAIRS = ["sliding_attention", "full_attention"] * 2
+LOCAL = ["sliding_attention"] * 2 + ["full_attention"]
+
+FAMILIES = {
+    "gpt2": (
+        "GPT2", {"n_embd": 32, "n_head": 4, "n_layer": 3, "n_positions": 32}
+    ),
+    "llama 2": ("Llama", {"num_key_value_heads": 4}),
+    "llama 3.1": ("Llama", {"rope_parameters": LLAMA3, "head_dim": 12}),
+    "llama 3.2, tied": ("Llama", {"tie_word_embeddings": True}),
+    "llama with biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "mistral": ("Mistral", {"sliding_window": 4, "head_dim": 12}),
+    "qwen2": ("Qwen2", {"use_sliding_window": False}),
+    "qwen2, windows": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2},
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 12}),
+    "gemma": ("Gemma", {"head_dim": 12, "num_key_value_heads": 1}),
+    "gemma2": (
+        "Gemma2",
+        {
+            "head_dim": 12, "sliding_window": 4, "query_pre_attn_scalar": 20,
+            "attn_logit_softcapping": 0.8, "final_logit_softcapping": 1.5,
+        },
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        {
+            "head_dim": 12, "sliding_window": 4, "query_pre_attn_scalar": 20,
+            "num_hidden_layers": 8, "layer_types": [*LOCAL, *LOCAL, *LOCAL[:2]],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+                "full_attention": {
+                    "rope_type": "linear", "rope_theta": 500.0, "factor": 4.0
+                },
+            },
+        },
+    ),
+    "phi3": (
+        "Phi3",
+        {
+            "sliding_window": 4,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 100.0,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+    ),
+    "olmo2": ("Olmo2", {}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 1, 0, 1]}),
+}  # fmt: skip
+
+
+def make(folder, name):
+    family, changes = FAMILIES[name]
+    sizes = {"tie_word_embeddings": False, **SIZES, **changes}
+    if family == "GPT2":
+        sizes = {"vocab_size": 61, "bos_token_id": 1, "eos_token_id": 2, **changes}
+    config = getattr(transformers, f"{family}Config")(**sizes)
+    family = "Gemma3" if family == "Gemma3Text" else family
+    ending = "LMHeadModel" if family == "GPT2" else "ForCausalLM"
+    return checkpoint(folder, getattr(transformers, family + ending), config)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_decoder_is_that_of_transformers(name, tmp_path):
+    theirs = make(tmp_path, name)
+    check_decoder(tmp_path, theirs)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "phi3"])
+def test_what_is_saved_is_what_was_read(name, tmp_path):
+    make(tmp_path / "theirs", name)
+    round_trip(tmp_path / "theirs", tmp_path / "ours")
