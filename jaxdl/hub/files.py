@@ -70,7 +70,10 @@ def inside(folder: Path, name: Any, source: Path) -> Path:
     Links may lead into the folder's own cache: the Hub's keeps files under `blobs` and
     links to them from `snapshots/<revision>`.
     """
-    if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
+    plain = (
+        isinstance(name, str) and 0 < len(name) <= 255 and not set(name) & set("\0\\")
+    )
+    if not plain:
         raise HubError(f"{source}: expected the name of a file, got {short(name)}")
     with reading(source, f"{short(name)} is no path"):
         home = folder.resolve()

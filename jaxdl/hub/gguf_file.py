@@ -5,7 +5,6 @@ length that it reads: a file of a hundred bytes can make it allocate without end
 block sizes and the decoding itself are the package's.
 """
 
-from collections.abc import Callable
 import dataclasses
 from functools import partial
 import math
@@ -17,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxdl.hub.files import HubError, map_file, needs, short
-from jaxdl.hub.tensors import Tensor, Tensors
+from jaxdl.hub.tensors import Tensor, Tensors, is_array
 
 # Types that numpy has; every other one is decoded to float32.
 DTYPES = {
@@ -36,7 +35,6 @@ SCALARS = ["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?"]
 SCALARS += ["string", "array", "<u8", "<i8", "<f8"]
 STRING, ARRAY = SCALARS.index("string"), SCALARS.index("array")
 
-MOST_DIMENSIONS = 8
 LARGEST_ALIGNMENT = 1 << 20
 
 
@@ -86,20 +84,21 @@ class _Declared:
         stored = stored.reshape(*self.shape[:-1], self.row_bytes)
         dtype, decode = DTYPES.get(self.kind), None
         if dtype is None:
-            dtype, decode = np.dtype(np.float32), decoder(path, self.name, self.kind)
+            where = f"{path}: {short(self.name)}"
+            dtype = np.dtype(np.float32)
+            decode = partial(_decode, where, self.kind, self.shape[-1])
         else:
             # Not .view: the place need not be a multiple of the size.
             stored = np.ndarray(self.shape, dtype, buffer=data[begin:])  # type: ignore
         return Tensor(self.name, str(path), self.shape, dtype, stored, decode)
 
 
-def decoder(path: Path, name: str, kind: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The function from rows of quantised bytes to rows of float32."""
-    return partial(_decode, f"{path}: {short(name)}", kind)
-
-
-def _decode(where: str, kind: str, rows: np.ndarray) -> np.ndarray:
+def _decode(where: str, kind: str, columns: int, rows: np.ndarray) -> np.ndarray:
+    """Rows of quantised bytes [..., bytes] -> float32 [..., columns]."""
     gguf = needs("gguf", "a .gguf file")
+    shape = (*rows.shape[:-1], columns)
+    if 0 in shape:
+        return np.zeros(shape, np.float32)
     try:
         # A hostile scale may be infinite: so are the values then, which is no error.
         with np.errstate(all="ignore"):
@@ -109,7 +108,7 @@ def _decode(where: str, kind: str, rows: np.ndarray) -> np.ndarray:
         raise HubError(
             f"{where}: the gguf package cannot decode {kind}; take another quantisation"
         ) from error
-    return values.astype(np.float32, copy=False).reshape(*rows.shape[:-1], -1)
+    return values.astype(np.float32, copy=False).reshape(shape)
 
 
 class _Cursor:
@@ -192,9 +191,11 @@ def _declarations(cursor: _Cursor, count: int) -> list[_Declared]:
         where, dimensions = short(name), cursor.number("I")
         if name in found:
             raise cursor.error(f"the tensor {where} is there twice")
-        if dimensions > MOST_DIMENSIONS:
-            raise cursor.error(f"{where}: no array has {dimensions} dimensions")
-        shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
+        shape = tuple(
+            cursor.number("Q") for _ in cursor.count(dimensions, 8, "dimensions")
+        )[::-1]
+        if not is_array(shape):
+            raise cursor.error(f"{where}: no array has the shape {short(shape)}")
         kind = kinds.get(number := cursor.number("I"))
         if kind is None:
             raise cursor.error(f"{where}: {number} is no type of a tensor")
@@ -203,7 +204,7 @@ def _declarations(cursor: _Cursor, count: int) -> list[_Declared]:
             raise cursor.error(f"{where}: {kind} has blocks of {block}, got {shape}")
         row_bytes = (shape[-1] if shape else 1) // block * block_bytes
         found[name] = _Declared(name, kind, shape, row_bytes, cursor.number("Q"))
-        if found[name].nbytes > len(cursor.data) or max(shape, default=0) > 2**48:
+        if found[name].nbytes > len(cursor.data):
             raise cursor.error(f"{where}: {kind}{list(shape)} is larger than the file")
     return list(found.values())
 

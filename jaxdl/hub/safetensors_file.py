@@ -1,6 +1,5 @@
 """One .safetensors file, checked and mapped."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxdl.hub.files import HubError, map_file, needs, parse_json, short
-from jaxdl.hub.tensors import Tensor, Tensors
+from jaxdl.hub.tensors import Tensor, Tensors, is_array
 
 # Names of the format for dtypes that fill whole bytes.
 DTYPES = {
@@ -33,9 +32,6 @@ DTYPES = {
     "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
 }
 
-LARGEST = 2**48
-MOST_DIMENSIONS = 32
-
 
 def open_safetensors(path: Path) -> Tensors:
     """The tensors of one file, after the checks of `safetensors` and those it lacks.
@@ -51,14 +47,6 @@ def open_safetensors(path: Path) -> Tensors:
     metadata = header.pop("__metadata__", {})
     entries = {name: _tensor(path, name, data[start:], header[name]) for name in header}
     return Tensors(entries, metadata)
-
-
-def name_of(dtype: np.dtype) -> str:
-    """The format's name for a dtype: `BF16`."""
-    for name, known in DTYPES.items():
-        if known == dtype:
-            return name
-    raise HubError(f"expected a dtype that safetensors knows, got {dtype}")
 
 
 def _check(path: Path) -> None:
@@ -79,8 +67,7 @@ def _tensor(path: Path, name: str, data: np.ndarray, entry: dict[str, Any]) -> T
             f"{path}: {short(name)}: expected a dtype that fills whole bytes "
             f"({', '.join(DTYPES)}), got {entry['dtype']}"
         )
-    large = len(shape) > MOST_DIMENSIONS or math.prod(s or 1 for s in shape) > LARGEST
-    if large:
+    if not is_array(shape):
         raise HubError(f"{path}: {short(name)}: no array has the shape {short(shape)}")
     begin, end = entry["data_offsets"]
     stored = np.ndarray(shape, dtype, buffer=data[begin:end])  # type: ignore[arg-type]

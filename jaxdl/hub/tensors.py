@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import math
 import os
 from pathlib import Path
 import re
@@ -97,6 +98,11 @@ def open_tensors(path: str | os.PathLike) -> Tensors:
     if path.name.endswith(INDEX):
         return _sharded(path)
     return _single(path)
+
+
+def is_array(shape: tuple[int, ...]) -> bool:
+    """Whether an array can have a shape: numpy refuses even empty ones of others."""
+    return len(shape) <= 32 and math.prod(size or 1 for size in shape) <= 2**48
 
 
 def of_arrays(arrays: Mapping[str, Any]) -> Tensors:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxdl.core import tree
 from jaxdl.hub.files import HubError
 from jaxdl.hub.mapping import Layers, Piece, Rule, join_parts, plan
-from jaxdl.hub.safetensors_file import name_of
+from jaxdl.hub.safetensors_file import DTYPES
 
 
 def save_params(
@@ -35,13 +35,13 @@ def save_params(
     has weights already: what is left of those could be read with the new ones.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     old = next((f.name for f in sorted(folder.glob("*.safetensors*"))), None)
     if old:
         raise HubError(f"{folder}: has weights already ({old}); name an empty folder")
     leaves = tree.flatten(params)
     shards = _shards(_tensors(plan(rules, params, layers), leaves), max_shard_bytes)
     header = {"format": "pt", **(metadata or {})}
+    folder.mkdir(parents=True, exist_ok=True)
     if len(shards) == 1:
         _write(folder / "model.safetensors", shards[0], leaves, header)
         return
@@ -63,6 +63,7 @@ class _ToWrite:
     name: str
     pieces: tuple[Piece, ...]
     dtype: np.dtype
+    code: str
 
     @property
     def nbytes(self) -> int:
@@ -81,7 +82,16 @@ def _tensors(pieces: list[Piece], leaves: Mapping[str, Any]) -> Iterator[_ToWrit
         dtypes = {np.dtype(leaves[piece.path].dtype) for piece in parts}
         if len(dtypes) > 1:
             raise HubError(f"{name}: its parts have several dtypes, {dtypes}")
-        yield _ToWrite(name, tuple(parts), dtypes.pop())
+        dtype = dtypes.pop()
+        yield _ToWrite(name, tuple(parts), dtype, _code(name, dtype))
+
+
+def _code(name: str, dtype: np.dtype) -> str:
+    """The format's name for a dtype: `BF16`."""
+    code = next((code for code, known in DTYPES.items() if known == dtype), None)
+    if code is None:
+        raise HubError(f"{name}: safetensors has no dtype {dtype}; cast it first")
+    return code
 
 
 def _shards(tensors: Iterator[_ToWrite], limit: int) -> list[list[_ToWrite]]:
@@ -105,7 +115,7 @@ def _write(path: Path, tensors: list[_ToWrite], leaves, metadata: dict) -> None:
     for tensor in tensors:
         start, end = end, end + tensor.nbytes
         header[tensor.name] = {
-            "dtype": name_of(tensor.dtype),
+            "dtype": tensor.code,
             "shape": tensor.pieces[0].published_shape,
             "data_offsets": [start, end],
         }
