@@ -49,7 +49,7 @@ def resnet(report: Report) -> None:
     made = programs.in_every_library("resnet", given)
     depth = 2 + 2 * sum(config.depths)
     title = f"ResNet-{depth}, batch {batch_size}, 32 x 32, SGD with momentum"
-    compare(report, title, made, 1, 2 if report.quick else 12)
+    compare(report, title, made, 1, 2 if report.quick else 10)
 
 
 def gpt(report: Report) -> None:
@@ -68,7 +68,7 @@ def gpt(report: Report) -> None:
         f"GPT, {config.num_layers} layers of {config.dim}, batch {batch_size} x "
         f"{config.seq_len}, AdamW"
     )
-    compare(report, title, made, 1, 2 if report.quick else 25)
+    compare(report, title, made, 1, 2 if report.quick else 16)
 
 
 def bench(report: Report) -> None:

@@ -62,7 +62,7 @@ def test_tracing_and_compiling_are_measured():
     report = bench_compile.main(["--quick"])
     assert jax.config.values["jax_enable_compilation_cache"] == before
     row = programs_of(report, "trace and compile, scan")["jaxdl, Repeat"]
-    assert row["trace 2"] > 0 and row["compile 2"] > 0 and row["2 to 1"] > 0
+    assert min(row["trace 1/2"] + row["compile 1/2"]) > 0 and row["2 to 1"] > 0
 
 
 def test_the_memory_of_the_loss_is_measured(tmp_path):
