@@ -47,7 +47,7 @@ class Rule:
     With several paths the published tensor holds them all, one after the other along
     its `axis`; each part goes through the transform by itself. `groups` says that they
     take turns: [a0, b0, a1, b1, ...] for two paths, in as many groups, as where the
-    queries, keys and values of one head stand together.
+    queries, keys and values of one head stand together; with -1 they turn one by one.
 
     >>> Rule("h.{layer}.attn.c_attn.weight", ("q", "k", "v"), axis=1).placeholders
     ('layer',)
@@ -106,9 +106,9 @@ class Piece:
         """Our values at some slices, from as little of the published tensor as can."""
         transform = self.rule.transform
         part = transform.published_shape(self.shape)
-        where = None if self.rule.groups > 1 else transform.published_slices(slices)
+        where = None if self.rule.groups != 1 else transform.published_slices(slices)
         wanted = tuple(slice(0, n) for n in part) if where is None else where
-        if self.rule.groups > 1:
+        if self.rule.groups != 1:
             values = self._ungrouped(tensor.read(), part)
         elif self._fused:
             own = wanted[self.rule.axis]
@@ -120,6 +120,11 @@ class Piece:
         return ours[slices] if where is None else ours
 
     @property
+    def groups(self) -> int:
+        """In how many groups the parts of the published tensor take turns."""
+        return self.size if self.rule.groups < 0 else self.rule.groups
+
+    @property
     def _fused(self) -> bool:
         return len(self.rule.paths) > 1
 
@@ -128,7 +133,7 @@ class Piece:
         return (*values[:at], value, *values[at + 1 :])
 
     def _ungrouped(self, whole: np.ndarray, part: Shape) -> np.ndarray:
-        axis, groups = self.rule.axis % whole.ndim, self.rule.groups
+        axis, groups = self.rule.axis % whole.ndim, self.groups
         turns = whole.reshape(*_grouped(whole.shape, axis, groups))
         start, stop = self.start // groups, (self.start + self.size) // groups
         own = (slice(None),) * (axis + 1) + (slice(start, stop),)
@@ -142,7 +147,8 @@ def join_parts(pieces: Sequence[Piece], ours: Sequence[np.ndarray]) -> np.ndarra
     if len(parts) == 1:
         return parts[0]
     axis = rule.axis % parts[0].ndim
-    turns = [p.reshape(*_grouped(p.shape, axis, rule.groups)) for p in parts]
+    groups = pieces[0].groups
+    turns = [p.reshape(*_grouped(p.shape, axis, groups)) for p in parts]
     return np.concatenate(turns, axis + 1).reshape(pieces[0].published_shape)
 
 

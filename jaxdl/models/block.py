@@ -13,6 +13,7 @@ from jaxdl.nn.dropout import Dropout
 from jaxdl.nn.feed_forward import FeedForward
 from jaxdl.nn.linear import Linear
 from jaxdl.nn.norm import LayerNorm, RMSNorm
+from jaxdl.nn.routing import run
 
 
 class Block(Module):
@@ -45,19 +46,16 @@ class Block(Module):
         attn_key, drop_key, mlp_key = split(key, 3)
         x = tap(x, "resid_pre")
         y = self._normed(params, "attn_norm", x)
-        y = self.attn(
-            params["attn"], y, mask=mask, score_bias=score_bias,
-            segment_ids=segment_ids, positions=positions, cache=cache, key=attn_key,
-        )  # fmt: skip
-        if cache is not None:
-            y, cache = y
+        given = {"mask": mask, "score_bias": score_bias, "segment_ids": segment_ids}
+        given |= {"positions": positions, "key": attn_key}
+        y, new = run(self.attn, params["attn"], y, cache, given)
         y = self._normed(params, "attn_post_norm", y)
         x = tap(x + self.drop(params["drop"], y, key=drop_key), "resid_mid")
         y = self._normed(params, "mlp_norm", x)
-        y = self.mlp(params["mlp"], y, key=mlp_key)
+        y, _ = run(self.mlp, params["mlp"], y, None, {"key": mlp_key})
         y = self._normed(params, "mlp_post_norm", y)
         x = tap(x + y, "resid_post")
-        return x if cache is None else (x, cache)
+        return x if cache is None else (x, new)
 
     def init_cache(self, *sizes: Any, **options: Any) -> Any:
         """An empty cache of the attention; see `Attention.init_cache`."""
@@ -74,19 +72,10 @@ def block(config: Any, layer: Any) -> Block:
     after = norm(config, config.dim) if config.norm_place != "pre" else None
     return Block(
         attn_norm=before,
-        attn=attention(config, layer),
+        attn=layer.attn or attention(config, layer),
         attn_post_norm=after,
         mlp_norm=before,
-        mlp=FeedForward(
-            config.dim,
-            config.hidden,
-            config.activation,
-            config.bias,
-            config.dropout,
-            config.gated,
-            kernel_init=initializers.normal(0.02),
-            out_init=residual_init(config),
-        ),
+        mlp=layer.mlp or feed_forward(config),
         mlp_post_norm=after,
         drop=Dropout(config.dropout),
     )
@@ -125,6 +114,20 @@ def attention(config: Any, layer: Any) -> Attention:
             residual_init(config),
         ),
     )  # fmt: skip
+
+
+def feed_forward(config: Any) -> FeedForward:
+    """The feed-forward layer of a configuration."""
+    return FeedForward(
+        config.dim,
+        config.hidden,
+        config.activation,
+        config.bias,
+        config.dropout,
+        config.gated,
+        kernel_init=initializers.normal(0.02),
+        out_init=residual_init(config),
+    )
 
 
 def norm(config: Any, features: int, axis: str | None = "embed") -> Module:

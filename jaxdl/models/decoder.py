@@ -28,10 +28,14 @@ class Layer:
 
     rope: how it turns queries and keys, or None.
     window: how far it sees; see `nn.Attention`.
+    attn, mlp: its parts, where they are not those of the configuration: an
+    `nn.LatentAttention`, an `nn.MoE`.
     """
 
     rope: RoPE | None = None
     window: int | None = None
+    attn: Module | None = None
+    mlp: Module | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from jaxdl.nn.image import Upsample as Upsample
 from jaxdl.nn.kernel_norm import SpectralNorm as SpectralNorm
 from jaxdl.nn.kernel_norm import WeightNorm as WeightNorm
 from jaxdl.nn.kernel_norm import WeightStandardized as WeightStandardized
+from jaxdl.nn.latent_attention import LatentAttention as LatentAttention
 from jaxdl.nn.linear import Bilinear as Bilinear
 from jaxdl.nn.linear import Einsum as Einsum
 from jaxdl.nn.linear import Embedding as Embedding

@@ -15,7 +15,7 @@ from jaxdl.core.tap_primitive import tap
 def attend(
     q: Float[Array, "batch query heads head_dim"],
     k: Float[Array, "batch key kv_heads head_dim"],
-    v: Float[Array, "batch key kv_heads head_dim"],
+    v: Float[Array, "batch key kv_heads v_dim"],
     *,
     scale: float,
     softcap: float | None = None,
@@ -24,7 +24,7 @@ def attend(
     visible: Bool[Array, "..."] | None = None,
     blind: bool = True,
     drop: Callable[[jax.Array], jax.Array] = lambda pattern: pattern,
-) -> Float[Array, "batch query heads head_dim"]:
+) -> Float[Array, "batch query heads v_dim"]:
     """softmax(q k scale + bias) v with every step named, in float32 up to the pattern.
 
     `visible` and `score_bias` broadcast to [batch, heads, query, key]. `softcap` bends
@@ -58,7 +58,7 @@ def attend(
     pattern = drop(tap(pattern.astype(v.dtype), "pattern"))
     pattern = pattern.reshape(batch, kv_heads, heads // kv_heads, queries, keys)
     y = jnp.einsum("bkgts,bskd->btkgd", pattern, v)
-    return y.reshape(batch, queries, heads, head_dim)
+    return y.reshape(batch, queries, heads, v.shape[-1])
 
 
 def attend_fused(

@@ -161,7 +161,7 @@ class Attention(Module):
         y = self.out(params["out"], heads.reshape(*x.shape[:2], -1))
         if cache is None:
             return y
-        lost = self._lost(cache, x.shape[1])
+        lost = cache.lost(x.shape[1], self.window)
         return jnp.where(lost, jnp.nan, y), sight.cache
 
     @scoped
@@ -255,12 +255,6 @@ class Attention(Module):
 
         given |= {"sinks": params["sinks"] if self.sinks else None, "drop": drop}
         return attend(q, sight.k, sight.v, **given, softcap=self.softcap)
-
-    def _lost(self, cache: KVCache, new: int) -> Any:
-        """Whether these tokens overwrite keys that their queries still see."""
-        if self.window is not None and cache.slots >= self.window + new - 1:
-            return False
-        return cache.length + new > cache.slots
 
     def _check_sizes(self) -> None:
         if self.head_dim is None and self.dim % self.num_heads:

@@ -18,18 +18,32 @@ class KVCache(NamedTuple):
     """
 
     k: Float[Array, "batch slots kv_heads head_dim"]
-    v: Float[Array, "batch slots kv_heads head_dim"]
+    v: Float[Array, "batch slots kv_heads v_dim"]
     positions: Int[Array, "batch slots"]
     length: Int[Array, ""]
 
     @classmethod
     def empty(
-        cls, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: Any
+        cls,
+        batch: int,
+        slots: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: Any,
+        v_dim: int | None = None,
     ) -> "KVCache":
-        """A cache in which no slot is taken yet."""
-        k = jnp.zeros((batch, slots, kv_heads, head_dim), dtype)
+        """A cache in which no slot is taken yet; values of head_dim unless v_dim."""
+        shape = (batch, slots, kv_heads)
+        k = jnp.zeros((*shape, head_dim), dtype)
+        v = jnp.zeros((*shape, v_dim or head_dim), dtype)
         positions = jnp.full((batch, slots), -1, jnp.int32)
-        return cls(k, jnp.zeros_like(k), positions, jnp.zeros((), jnp.int32))
+        return cls(k, v, positions, jnp.zeros((), jnp.int32))
+
+    def lost(self, new: int, window: int | None) -> Any:
+        """Whether `new` more tokens overwrite keys that their queries still see."""
+        if window is not None and self.slots >= window + new - 1:
+            return False
+        return self.length + new > self.slots
 
     @property
     def slots(self) -> int:

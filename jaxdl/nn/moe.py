@@ -60,23 +60,23 @@ class MoE(Module):
         num, dim, hidden = self.num_experts, self.dim, self.hidden
         into = Param((num, dim, hidden), self.kernel_init, ("expert", "embed", "mlp"))
         out = Param((num, hidden, dim), self.out_init, ("expert", "mlp", "embed"))
-        experts = {"gate": into, "up": into, "down": out}
-        spec = {**super().spec()}
-        for name, kernel in experts.items():
-            spec[name] = {"kernel": kernel}
+        experts = {}
+        for name, kernel in {"gate": into, "up": into, "down": out}.items():
+            experts[name] = {"kernel": kernel}
             if self.bias:
                 shape, axes = kernel.shape[::2], (kernel.axes or ())[::2]
                 bias = Param(shape, initializers.zeros, axes, role="bias")
-                spec[name]["bias"] = bias
-        return spec
+                experts[name]["bias"] = bias
+        return {**super().spec(), "experts": experts}
 
     def __call__(self, params, x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
         expect(x.shape[-1:] == (self.dim,), f"[..., {self.dim}]", x)
-        rows = floating(x, params["up"]["kernel"].dtype).reshape(-1, self.dim)
+        x = floating(x, params["experts"]["up"]["kernel"].dtype)
+        rows = x.reshape(-1, self.dim)
         weights, experts = self.router(params["router"], rows)
         weights = weights.astype(rows.dtype)
         run = {"ragged": self._ragged, "capacity": self._capacity, "dense": self._dense}
-        y = run[self.dispatch](params, rows, weights, experts)
+        y = run[self.dispatch](params["experts"], rows, weights, experts)
         if self.shared is not None:
             y = y + self.shared(params["shared"], rows)
         return y.reshape(x.shape)

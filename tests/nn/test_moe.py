@@ -39,13 +39,8 @@ def one_by_one(layer, params, x):
         weights, experts = chosen(layer.router, params["router"], row)
         total = np.zeros_like(row)
         for weight, e in zip(weights, experts, strict=True):
-            linear = {
-                name: (
-                    params[name]["kernel"][e],
-                    params[name].get("bias", [0.0] * 6)[e],
-                )
-                for name in ("gate", "up", "down")
-            }
+            none, parts = [0.0] * 6, params["experts"].items()
+            linear = {n: (p["kernel"][e], p.get("bias", none)[e]) for n, p in parts}
             gate, up = (row @ k + b for k, b in (linear["gate"], linear["up"]))
             kernel, bias = linear["down"]
             total += weight * ((gate / (1 + np.exp(-gate)) * up) @ kernel + bias)

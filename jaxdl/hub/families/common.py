@@ -1,8 +1,10 @@
 """What most families of decoders share: names, and the fields of their config.json."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+import dataclasses
 from typing import Any
 
+from jaxdl.core.module import Module
 from jaxdl.hub.families.activations import activation
 from jaxdl.hub.families.rotary import rope
 from jaxdl.hub.mapping import Layers, Rule
@@ -47,6 +49,28 @@ PRE_NORMS = (
     Rule(f"{LAYER}.post_attention_layernorm.weight", f"{BLOCK}/mlp_norm/scale"),
 )
 IGNORED = ("*.rotary_emb.inv_freq", "*.attn.bias", "*.attn.masked_bias")
+
+
+def experts(block: str, names: Mapping[str, str]) -> tuple[Rule, ...]:
+    """The rules of experts that are published one by one, by our name of each part."""
+    return tuple(
+        Rule(
+            f"{LAYER}.{block}.experts.{{expert}}.{published}.weight",
+            f"{BLOCK}/mlp/experts/{ours}/kernel",
+            transpose,
+        )
+        for ours, published in names.items()
+    )
+
+
+def with_experts(
+    layers: tuple[Layer, ...], experts: Module, dense: Container[int] = ()
+) -> tuple[Layer, ...]:
+    """The layers with experts in place of the feed-forward part, but for some."""
+    return tuple(
+        layer if i in dense else dataclasses.replace(layer, mlp=experts)
+        for i, layer in enumerate(layers)
+    )
 
 
 def decoder_config(config: Mapping[str, Any], **changes: Any) -> DecoderConfig:

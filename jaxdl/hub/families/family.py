@@ -30,16 +30,20 @@ class Family:
 
 # model_type in config.json -> the file here whose `FAMILIES` has it.
 FILES = {
+    "deepseek_v3": "deepseek",
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma",
     "gpt2": "gpt2",
+    "gpt_oss": "gpt_oss",
     "llama": "llama",
     "mistral": "llama",
+    "mixtral": "mixtral",
     "olmo2": "olmo2",
     "phi3": "phi3",
     "qwen2": "llama",
     "qwen3": "llama",
+    "qwen3_moe": "qwen3_moe",
     "smollm3": "llama",
 }
 

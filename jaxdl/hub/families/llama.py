@@ -24,13 +24,14 @@ def build(config: Mapping[str, Any]) -> Decoder:
             changes = {"qkv_bias": True, "out_bias": False}
         case "qwen3":
             changes = {"qk_norm": "head"}
-    if "use_sliding_window" in config:
-        config = {**config, **_window_of_qwen(config)}
+    config = {**config, **window_of_qwen(config)}
     return Decoder(decoder_config(config, **changes))
 
 
-def _window_of_qwen(config: Mapping[str, Any]) -> dict[str, Any]:
+def window_of_qwen(config: Mapping[str, Any]) -> dict[str, Any]:
     """Qwen's window is for the layers from `max_window_layers` on, if it is used."""
+    if "use_sliding_window" not in config:
+        return {}
     number = config["num_hidden_layers"]
     first = config.get("max_window_layers", number)
     if not config["use_sliding_window"]:

@@ -23,6 +23,12 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
 }  # fmt: skip
+DEEPSEEK = {
+    "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 12,
+    "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "n_shared_experts": 2,
+    "q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6,
+    "v_head_dim": 10, "num_key_value_heads": 4,
+}  # fmt: skip
 PAIRS = ["sliding_attention", "full_attention"] * 2
 LOCAL = ["sliding_attention"] * 2 + ["full_attention"]
 
@@ -73,6 +79,47 @@ FAMILIES = {
         },
     ),
     "olmo2": ("Olmo2", {}),
+    "mixtral": (
+        "Mixtral",
+        {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 4},
+    ),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {
+            "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 12,
+            "mlp_only_layers": [1], "norm_topk_prob": False, "head_dim": 12,
+        },
+    ),
+    "qwen3_moe, normalised": (
+        "Qwen3Moe",
+        {
+            "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
+            "norm_topk_prob": True, "decoder_sparse_step": 2,
+        },
+    ),
+    "deepseek_v3": ("DeepseekV3", DEEPSEEK),
+    "deepseek_v3, yarn": (
+        "DeepseekV3",
+        {
+            **DEEPSEEK, "q_lora_rank": None,
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0,
+                "original_max_position_embeddings": 16, "mscale": 1.0,
+                "mscale_all_dim": 0.7,
+            },
+        },
+    ),
+    "gpt_oss": (
+        "GptOss",
+        {
+            "num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 12,
+            "sliding_window": 4, "layer_types": PAIRS, "swiglu_limit": 0.2,
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0,
+                "original_max_position_embeddings": 16, "truncate": False,
+            },
+        },
+    ),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 1, 0, 1]}),
 }  # fmt: skip
 
@@ -94,7 +141,9 @@ def test_a_decoder_is_that_of_transformers(name, tmp_path):
     check_decoder(tmp_path, theirs)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma3", "phi3"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "gemma3", "phi3", "mixtral", "deepseek_v3", "gpt_oss"]
+)
 def test_what_is_saved_is_what_was_read(name, tmp_path):
     make(tmp_path / "theirs", name)
     round_trip(tmp_path / "theirs", tmp_path / "ours")
