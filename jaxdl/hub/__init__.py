@@ -21,4 +21,8 @@ from jaxdl.hub.tensors import Tensor as Tensor
 from jaxdl.hub.tensors import Tensors as Tensors
 from jaxdl.hub.tensors import of_arrays as of_arrays
 from jaxdl.hub.tensors import open_tensors as open_tensors
+from jaxdl.hub.tokenizer import TextStream as TextStream
+from jaxdl.hub.tokenizer import Tokenizer as Tokenizer
+from jaxdl.hub.tokenizer_files import open_tokenizer as open_tokenizer
+from jaxdl.hub.tokenizer_gguf import gguf_tokenizer as gguf_tokenizer
 from jaxdl.hub.write import save_params as save_params

@@ -1,0 +1,197 @@
+"""Tokenizers opened from the files that are published beside weights."""
+
+from collections.abc import Mapping
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxdl.hub import vocabulary
+from jaxdl.hub.files import HubError, needs, parse_json, read_json, read_text, short
+from jaxdl.hub.tokenizer import Tokenizer
+
+SPECIAL = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token"]
+SPECIAL += ["cls_token", "mask_token"]
+
+
+def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
+    """Opens the tokenizer in a folder, a tokenizer.json, or a .gguf file.
+
+    A folder has tokenizer.json, or vocab.json with merges.txt (GPT-2, RoBERTa, Qwen),
+    or vocab.txt (BERT); tokenizer_config.json, special_tokens_map.json,
+    generation_config.json and chat_template.jinja are read where they are there.
+    Raises HubError, naming the file, for what is damaged or of another kind.
+    """
+    path = Path(path).expanduser()
+    if path.suffix == ".gguf":
+        from jaxdl.hub.tensors import open_tensors
+        from jaxdl.hub.tokenizer_gguf import gguf_tokenizer
+
+        return gguf_tokenizer(open_tensors(path).metadata, str(path))
+    folder = path if path.is_dir() else path.parent
+    config = _config(folder)
+    file = path if path.is_file() else folder / "tokenizer.json"
+    if file.is_file() and (path.is_dir() or path.suffix == ".json"):
+        core = _core(file)
+    elif path.is_dir():
+        core = _from_vocabulary(folder, config)
+    else:
+        raise HubError(f"{path}: expected a folder, a tokenizer.json or a .gguf file")
+    special = _special(folder, config)
+    _complete(core, config, special)
+    return Tokenizer(
+        core,
+        special,
+        _eos_ids(folder, core, special),
+        config.get("padding_side", "right"),
+        _templates(folder, config),
+    )
+
+
+def _core(file: Path) -> Any:
+    """A `tokenizers.Tokenizer` of a tokenizer.json, without its padding and cutting."""
+    tokenizers = needs("tokenizers", "a tokenizer")
+    text = read_text(file)
+    parse_json(text.encode(), file)
+    core = _made(file, lambda: tokenizers.Tokenizer.from_str(text))
+    core.no_padding()
+    core.no_truncation()
+    return core
+
+
+def _made(file: Path, make: Any) -> Any:
+    try:
+        return make()
+    except HubError:
+        raise
+    except BaseException as error:
+        # The package raises Exception itself, and a panic of Rust is not even that.
+        panic = type(error).__name__ == "PanicException"
+        if not (panic or isinstance(error, Exception)):
+            raise
+        reason = short(str(error), quote=False)
+        raise HubError(f"{file}: not a tokenizer: {reason}") from error
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config = _json(folder / "tokenizer_config.json")
+    map_file = folder / "special_tokens_map.json"
+    if map_file.is_file():
+        config = {**_json(map_file), **config}
+    return config
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A JSON object, {} if there is no such file."""
+    if not file.is_file():
+        return {}
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise HubError(f"{file}: expected a JSON object, got {short(value)}")
+    return value
+
+
+def _special(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens by name; a token is text, or a dict that has it."""
+    found = {}
+    for name in SPECIAL:
+        token = config.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is not None and not isinstance(token, str):
+            raise HubError(f"{folder}: {name}: expected text, got {short(token)}")
+        if token is not None:
+            found[name] = token
+    return found
+
+
+def _complete(core: Any, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
+    """Adds what tokenizer_config.json has beyond tokenizer.json."""
+    added = config.get("added_tokens_decoder")
+    for _, token in sorted((added or {}).items(), key=lambda item: int(item[0])):
+        if isinstance(token, dict) and isinstance(token.get("content"), str):
+            vocabulary.add_special(
+                core, [token["content"]], special=bool(token.get("special"))
+            )
+    vocabulary.add_special(core, list(special.values()))
+    if "add_bos_token" in config or "add_eos_token" in config:
+        before = special.get("bos_token") if config.get("add_bos_token") else None
+        after = special.get("eos_token") if config.get("add_eos_token") else None
+        vocabulary.surround(core, before, after)
+
+
+def _eos_ids(folder: Path, core: Any, special: Mapping[str, str]) -> frozenset[int]:
+    """The tokenizer's end of text, and those that generation stops at."""
+    found = _json(folder / "generation_config.json").get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(id, int) for id in ids):
+        raise HubError(f"{folder}: eos_token_id: expected ids, got {short(found)}")
+    own = core.token_to_id(special["eos_token"]) if "eos_token" in special else None
+    return frozenset(ids if own is None else [*ids, own])
+
+
+def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates by name: a file of its own, or in tokenizer_config.json."""
+    if (folder / "chat_template.jinja").is_file():
+        return {"default": read_text(folder / "chat_template.jinja")}
+    found = config.get("chat_template")
+    if isinstance(found, str):
+        return {"default": found}
+    named = [item for item in found or [] if isinstance(item, dict)]
+    return {str(item.get("name")): str(item.get("template")) for item in named}
+
+
+def _from_vocabulary(folder: Path, config: Mapping[str, Any]) -> Any:
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return _made(folder / "vocab.json", lambda: _byte_level(folder, config))
+    if (folder / "vocab.txt").is_file():
+        return _made(folder / "vocab.txt", lambda: _word_piece(folder, config))
+    if (folder / "tokenizer.model").is_file():
+        raise HubError(
+            f"{folder / 'tokenizer.model'}: a SentencePiece model alone is not read; "
+            "convert it: transformers.AutoTokenizer.from_pretrained(folder)"
+            ".save_pretrained(folder) writes tokenizer.json"
+        )
+    raise HubError(
+        f"{folder}: expected tokenizer.json, or vocab.json with merges.txt, or "
+        "vocab.txt; found none"
+    )
+
+
+def _byte_level(folder: Path, config: Mapping[str, Any]) -> Any:
+    vocab = _json(folder / "vocab.json")
+    lines = read_text(folder / "merges.txt").splitlines()
+    lines = lines[1:] if lines and lines[0].startswith("#version") else lines
+    lines = [line for line in lines if line]
+    if any(line.count(" ") != 1 for line in lines) or any("</w>" in t for t in vocab):
+        raise HubError(
+            f"{folder}: expected GPT-2's kind of vocab.json and merges.txt, this is "
+            "another; publish it with tokenizer.json"
+        )
+    kind = str(config.get("tokenizer_class"))
+    qwen = kind.startswith("Qwen2")
+    core = vocabulary.byte_level(
+        vocab,
+        vocabulary.merges_of(lines),
+        vocabulary.QWEN2 if qwen else None,
+        nfc=qwen,
+        add_prefix_space=bool(config.get("add_prefix_space", False)),
+    )
+    if kind.startswith("Roberta"):
+        vocabulary.surround(core, "<s>", "</s>")
+    return core
+
+
+def _word_piece(folder: Path, config: Mapping[str, Any]) -> Any:
+    lines = read_text(folder / "vocab.txt").split("\n")
+    lines = lines[:-1] if lines and not lines[-1] else lines
+    core = vocabulary.word_piece(
+        {token.removesuffix("\r"): id for id, token in enumerate(lines)},
+        unknown=_special(folder, config).get("unk_token", "[UNK]"),
+        lowercase=bool(config.get("do_lower_case", True)),
+        strip_accents=config.get("strip_accents"),
+        chinese=bool(config.get("tokenize_chinese_chars", True)),
+    )
+    around = _special(folder, config)
+    names = [around.get("cls_token", "[CLS]"), around.get("sep_token", "[SEP]")]
+    vocabulary.add_special(core, names)
+    vocabulary.surround(core, *names)
+    return core
