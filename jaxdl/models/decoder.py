@@ -20,6 +20,7 @@ from jaxdl.nn.dropout import Dropout
 from jaxdl.nn.linear import Embedding, Linear
 from jaxdl.nn.position import AddPosition
 from jaxdl.nn.rope import RoPE
+from jaxdl.nn.routing import keywords
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +31,14 @@ class Layer:
     window: how far it sees; see `nn.Attention`.
     attn, mlp: its parts, where they are not those of the configuration: an
     `nn.LatentAttention`, an `nn.MoE`.
+    block: the whole layer, where it is of another kind.
     """
 
     rope: RoPE | None = None
     window: int | None = None
     attn: Module | None = None
     mlp: Module | None = None
+    block: Module | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +157,8 @@ class Decoder(Module):
 
     def __post_init__(self):
         config = self.config
-        blocks = [block(config, layer) for layer in config.each_layer()]
+        layers = config.each_layer()
+        blocks = [layer.block or block(config, layer) for layer in layers]
         fill(
             self,
             embed=Embedding(config.vocab_size, config.dim),
@@ -215,10 +219,11 @@ class Decoder(Module):
         if self.position is not None:
             x = self.position(params["position"], x, positions=positions)
         x = self.drop(params["drop"], tap(x, "embed"), key=embed_key)
-        x = self.blocks(
-            params["blocks"], x, key=blocks_key, mask=mask, segment_ids=segment_ids,
-            positions=positions, cache=cache,
-        )  # fmt: skip
+        given = {"mask": mask, "segment_ids": segment_ids, "positions": positions}
+        given = {n: v for n, v in given.items() if v is not None}
+        if "key" in keywords(self.blocks):
+            given["key"] = blocks_key
+        x = self.blocks(params["blocks"], x, cache=cache, **given)
         if cache is None:
             return self.norm(params["norm"], x)
         return self.norm(params["norm"], x[0]), x[1]
@@ -240,8 +245,8 @@ class Decoder(Module):
     def head_kernel(self, params) -> Float[Array, "dim vocab"]:
         """The matrix [dim, vocab_size] that makes logits of `hidden`, tied or not."""
         if self.head is not None:
-            return params["head"]["kernel"]
-        return params["embed"]["embedding"].T
+            return self.head.matrix(params["head"])  # type: ignore[attr-defined]
+        return self.embed.matrix(params["embed"]).T  # type: ignore[attr-defined]
 
     def init_cache(
         self,

@@ -5,6 +5,7 @@ from jaxdl.nn.adaptive_pool import AdaptiveMaxPool as AdaptiveMaxPool
 from jaxdl.nn.adaptive_pool import AttentionPool as AttentionPool
 from jaxdl.nn.attention import Attention as Attention
 from jaxdl.nn.cache import KVCache as KVCache
+from jaxdl.nn.cache import QuantizedKVCache as QuantizedKVCache
 from jaxdl.nn.combine import Parallel as Parallel
 from jaxdl.nn.combine import Repeat as Repeat
 from jaxdl.nn.combine import Residual as Residual
@@ -64,3 +65,5 @@ from jaxdl.nn.scale import PReLU as PReLU
 from jaxdl.nn.scale import SqueezeExcite as SqueezeExcite
 from jaxdl.nn.score_bias import ALiBi as ALiBi
 from jaxdl.nn.score_bias import RelativeBias as RelativeBias
+from jaxdl.nn.state_space import Mamba as Mamba
+from jaxdl.nn.state_space import SSMState as SSMState

@@ -114,6 +114,25 @@ def test_a_soft_cap_bends_the_scores_before_the_bias():
     )  # fmt: skip
 
 
+def test_a_sink_is_one_more_score_whose_value_is_nothing():
+    theirs, sinks = Attention(), torch.zeros(HEADS, requires_grad=True)
+
+    def attend(x):
+        q, k, v = (part(x).unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2)
+                   for part in (theirs.q, theirs.k, theirs.v))  # fmt: skip
+        k, v = (y.repeat_interleave(HEADS // KV_HEADS, 1) for y in (k, v))
+        scores = q @ k.transpose(-1, -2) / HEAD_DIM**0.5
+        sink = sinks[:, None, None].expand(BATCH, -1, SEQ, 1)
+        pattern = torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
+        return theirs.out((pattern @ v).transpose(1, 2).flatten(2))
+
+    compare(
+        ours(sinks=True), attend, {**weights_of(theirs), "sinks": sinks},
+        lambda weights: {**convert(weights), "sinks": weights["sinks"]},
+        (normal(BATCH, SEQ, DIM),),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("implementation", [None, "xla"])
 @pytest.mark.parametrize("remembered", [True, False])
 def test_cross_attention_reads_a_memory(remembered, implementation):

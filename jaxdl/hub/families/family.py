@@ -19,6 +19,7 @@ class Family:
     layers: the table for `{layer}` in paths, from the model.
     ignore: patterns of published names that hold nothing learned.
     prefix: one that published names may have or lack.
+    renamed: endings of names in older files, and what they are now.
     """
 
     build: Callable[[Mapping[str, Any]], Module]
@@ -26,17 +27,29 @@ class Family:
     layers: Callable[[Any], Layers | Mapping[str, Layers] | None]
     ignore: tuple[str, ...] = ()
     prefix: str = ""
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    def current_name(self, name: str) -> str:
+        """The name that the rules know of a tensor in an older file."""
+        for old, new in self.renamed:
+            if name.endswith(old):
+                return name.removesuffix(old) + new
+        return name
 
 
 # model_type in config.json -> the file here whose `FAMILIES` has it.
 FILES = {
+    "bert": "bert",
+    "camembert": "bert",
     "deepseek_v3": "deepseek",
+    "distilbert": "distilbert",
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma",
     "gpt2": "gpt2",
     "gpt_oss": "gpt_oss",
     "llama": "llama",
+    "mamba": "mamba",
     "mistral": "llama",
     "mixtral": "mixtral",
     "olmo2": "olmo2",
@@ -44,7 +57,9 @@ FILES = {
     "qwen2": "llama",
     "qwen3": "llama",
     "qwen3_moe": "qwen3_moe",
+    "roberta": "bert",
     "smollm3": "llama",
+    "xlm-roberta": "bert",
 }
 
 

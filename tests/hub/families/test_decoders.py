@@ -120,6 +120,10 @@ FAMILIES = {
             },
         },
     ),
+    "mamba": (
+        "Mamba",
+        {"time_step_rank": 5, "state_size": 6, "tie_word_embeddings": True},
+    ),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 1, 0, 1]}),
 }  # fmt: skip
 
@@ -142,7 +146,7 @@ def test_a_decoder_is_that_of_transformers(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2", "gemma3", "phi3", "mixtral", "deepseek_v3", "gpt_oss"]
+    "name", ["gpt2", "gemma3", "phi3", "mixtral", "deepseek_v3", "gpt_oss", "mamba"]
 )
 def test_what_is_saved_is_what_was_read(name, tmp_path):
     make(tmp_path / "theirs", name)
