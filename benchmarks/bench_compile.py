@@ -2,7 +2,9 @@
 
 A scan over stacked layers is one layer to the tracer and to the compiler, whatever the
 depth; a loop is as many as there are. The GPT is narrow: compilation does not depend on
-the width, and the weights must be made. Nothing comes from a cache.
+the width, and the weights must be made. Nothing comes from a cache. Seconds are those
+of the processor, all threads together, which other work on the machine changes less
+than those on the wall.
 
     python -m benchmarks.bench_compile
 """
@@ -48,11 +50,11 @@ def build(layers: int, scan: bool) -> dict[str, Program]:
 def measure(program: Program, parts: list[tuple[float, float]]) -> float:
     """Seconds to trace and compile a step; both parts are appended to the list."""
     jax.clear_caches()
-    start = time.perf_counter()
+    start = time.process_time()
     lowered = program.step.lower(program.carry, program.batch)
-    middle = time.perf_counter()
+    middle = time.process_time()
     lowered.compile()
-    end = time.perf_counter()
+    end = time.process_time()
     parts.append((middle - start, end - middle))
     return end - start
 

@@ -195,7 +195,7 @@ def seconds_of_step(program: Program, calls: int = 1) -> float:
 
 
 def seconds_of_call(program: Program, calls: int) -> float:
-    """Until a step's call returns, the median of several.
+    """Until a step's call returns, the median of several, in time of this thread.
 
     JAX hands the work to other threads, so this is what the call costs in Python. Each
     call finds the work of the one before done; in a queue it would have to wait for it.
@@ -203,9 +203,9 @@ def seconds_of_call(program: Program, calls: int) -> float:
     """
     times = []
     for _ in range(1 + calls):
-        start = time.perf_counter()
+        start = time.thread_time()
         program()
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
         program.wait()
     return statistics.median(times[1:])
 
