@@ -50,8 +50,9 @@ def load(
     family = family_of(config)
     model = family.build(config)
     shardings = None if mesh is None else _shardings(model, mesh, rules or {})
+    tensors = open_tensors(folder)
     params = load_params(
-        open_tensors(folder),
+        {family.current_name(name): tensor for name, tensor in tensors.items()},
         family.rules,
         abstract(model),
         dtype=dtype,

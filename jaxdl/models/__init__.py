@@ -4,8 +4,12 @@ from jaxdl.models.cnn import cnn as cnn
 from jaxdl.models.decoder import Decoder as Decoder
 from jaxdl.models.decoder import DecoderConfig as DecoderConfig
 from jaxdl.models.decoder import Layer as Layer
+from jaxdl.models.encoder import Encoder as Encoder
+from jaxdl.models.encoder import EncoderConfig as EncoderConfig
+from jaxdl.models.encoder import MaskedHead as MaskedHead
 from jaxdl.models.mlp import mlp as mlp
 from jaxdl.models.resnet import ResNet as ResNet
 from jaxdl.models.resnet import resnet18 as resnet18
 from jaxdl.models.resnet import resnet34 as resnet34
 from jaxdl.models.resnet import resnet50 as resnet50
+from jaxdl.models.transformer import TransformerConfig as TransformerConfig

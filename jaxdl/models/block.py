@@ -1,4 +1,4 @@
-"""The block of a decoder: attention and a feed-forward layer on a residual stream."""
+"""A transformer's block: attention and a feed-forward layer on a residual stream."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdl.core import init as initializers
 from jaxdl.core.keys import MISSING, OptionalKey, split
 from jaxdl.core.module import Module
+from jaxdl.core.naming import expect
 from jaxdl.core.tap_primitive import tap
 from jaxdl.nn.attention import Attention
 from jaxdl.nn.dropout import Dropout
@@ -19,8 +20,14 @@ from jaxdl.nn.routing import run
 class Block(Module):
     """x + attn(x), then x + mlp(x), with norms: [batch, seq, dim] -> the same.
 
-    A norm stands before a layer, after it, both, or not at all (None). Given a cache it
-    returns (x, cache).
+    A norm stands before a layer, after it, both, or not at all (None); a sum norm takes
+    in the stream itself, once the layer is added to it (Vaswani et al. 2017). With
+    `cross` it reads a memory [batch, memory_seq, dim] between the two; `memory_mask`
+    [batch, memory_seq] is False where that is padding.
+
+    Given a cache it returns (x, cache). With `cross` that is {"attn": ..., "memory":
+    what `Attention.remember` made of the memory}, and it returns the first alone, as
+    the second does not change.
     """
 
     attn_norm: Module | None
@@ -30,6 +37,10 @@ class Block(Module):
     mlp: Module
     mlp_post_norm: Module | None
     drop: Module
+    attn_sum_norm: Module | None = None
+    mlp_sum_norm: Module | None = None
+    cross_norm: Module | None = None
+    cross: Module | None = None
 
     def __call__(
         self,
@@ -41,25 +52,43 @@ class Block(Module):
         score_bias: Float[Array, "..."] | None = None,
         segment_ids: Int[Array, "batch seq"] | None = None,
         positions: Int[Array, "..."] | None = None,
+        memory: Any = None,
+        memory_mask: Bool[Array, "batch memory_seq"] | None = None,
         cache: Any = None,
     ) -> Any:
         attn_key, drop_key, mlp_key = split(key, 3)
+        if self.cross is not None and cache is not None:
+            memory, cache = cache["memory"], cache["attn"]
+        needs = "a memory" if self.cross is not None else "no memory without `cross`"
+        expect((memory is None) == (self.cross is None), needs, memory)
         x = tap(x, "resid_pre")
         y = self._normed(params, "attn_norm", x)
         given = {"mask": mask, "score_bias": score_bias, "segment_ids": segment_ids}
         given |= {"positions": positions, "key": attn_key}
         y, new = run(self.attn, params["attn"], y, cache, given)
         y = self._normed(params, "attn_post_norm", y)
-        x = tap(x + self.drop(params["drop"], y, key=drop_key), "resid_mid")
+        y = self.drop(params["drop"], y, key=drop_key)
+        x = tap(self._normed(params, "attn_sum_norm", x + y), "resid_mid")
+        if self.cross is not None:
+            x = self._read(params, x, memory, memory_mask, drop_key)
         y = self._normed(params, "mlp_norm", x)
         y, _ = run(self.mlp, params["mlp"], y, None, {"key": mlp_key})
         y = self._normed(params, "mlp_post_norm", y)
-        x = tap(x + y, "resid_post")
+        x = tap(self._normed(params, "mlp_sum_norm", x + y), "resid_post")
         return x if cache is None else (x, new)
 
     def init_cache(self, *sizes: Any, **options: Any) -> Any:
         """An empty cache of the attention; see `Attention.init_cache`."""
         return self.attn.init_cache(*sizes, **options)  # type: ignore[attr-defined]
+
+    def _read(self, params, x, memory, memory_mask, key):
+        """Adds what the cross-attention finds in the memory."""
+        cross_key, drop_key = split(key, 2)
+        mask = None if memory_mask is None else memory_mask[:, None, None]
+        y = self._normed(params, "cross_norm", x)
+        given = {"memory": memory, "mask": mask, "key": cross_key}
+        y, _ = run(self.cross, params["cross"], y, None, given)  # type: ignore[arg-type]
+        return tap(x + self.drop(params["drop"], y, key=drop_key), "resid_cross")
 
     def _normed(self, params, name: str, x):
         norm = getattr(self, name)

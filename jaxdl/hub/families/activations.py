@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from jaxdl.hub.files import HubError
 
@@ -21,11 +22,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": exact_gelu,
     "gelu_fast": jax.nn.gelu,
     "gelu_new": jax.nn.gelu,
+    "gelu_python": exact_gelu,
     "gelu_pytorch_tanh": jax.nn.gelu,
     "quick_gelu": quick_gelu,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
 }
 
 

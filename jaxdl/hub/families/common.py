@@ -21,6 +21,14 @@ def linear(published: str, ours: str) -> tuple[Rule, Rule]:
     )
 
 
+def layer_norm(published: str, ours: str) -> tuple[Rule, Rule]:
+    """The rules of PyTorch's LayerNorm: weight, and bias where there is one."""
+    return (
+        Rule(f"{published}.weight", f"{ours}/scale"),
+        Rule(f"{published}.bias", f"{ours}/bias"),
+    )
+
+
 LAYER = "model.layers.{layer}"
 BLOCK = "blocks/{layer}"
 
