@@ -9,9 +9,6 @@ import numpy as np
 from jaxdl.hub.chat import render
 from jaxdl.hub.files import HubError
 
-# An unfinished character of UTF-8 has at most this many bytes, so tokens.
-UNFINISHED = 3
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
@@ -136,40 +133,45 @@ class Tokenizer:
 class TextStream:
     """Text as it grows, id by id, and never half a character.
 
-    >>> text = stream.push(id)  # doctest: +SKIP
-    >>> rest = stream.finish()  # doctest: +SKIP
-
-    All that `push` returned, with `finish()`, is what `decode` gives of all ids.
+    `push(id)` returns the text that became certain, `finish()` the rest; all of it
+    together is what `decode` gives of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
+        core = tokenizer.core
+        added = core.get_added_tokens_decoder() if skip_special else {}
         self.tokenizer = tokenizer
-        self.ids: list[int] = []
-        self.start = self.given = 0  # ids[start:given] is the last text that was given
-        added = tokenizer.core.get_added_tokens_decoder() if skip_special else {}
         self.skipped = {id for id, token in added.items() if token.special}
+        # Where bytes are tokens of their own, one that is missing spoils all of a run.
+        self.spoils_all = "ByteFallback" in repr(core.decoder)
+        # The ids since a place between two characters, and the text of them. Those up
+        # to `context` were given before: a first token would lose its space.
+        self.ids: list[int] = []
+        self.context = 0
+        self.given = ""
 
     def push(self, id: int) -> str:
         """The text that one more id makes certain; often "" within a character."""
         if int(id) in self.skipped:
             return ""
         self.ids.append(int(id))
-        text = self._text(len(self.ids))
-        if not text.endswith("\ufffd"):
-            return self._give(len(self.ids))
-        # The last tokens may be a part of a character; those before can be no more.
-        return self._give(max(self.given, len(self.ids) - UNFINISHED))
+        text = self._text()
+        whole = not text.endswith("\ufffd")
+        certain = text.rstrip("\ufffd") if self.spoils_all else text[: len(text) - 1]
+        new = self._give(text if whole else certain)
+        if whole:
+            self.ids = self.ids[self.context :]
+            self.context, self.given = len(self.ids), self._text()
+        return new
 
     def finish(self) -> str:
         """The rest, whole characters or not."""
-        return self._give(len(self.ids))
+        return self._give(self._text())
 
-    def _text(self, end: int) -> str:
-        return self.tokenizer.decode(self.ids[self.start : end], skip_special=False)
+    def _text(self) -> str:
+        return self.tokenizer.decode(self.ids, skip_special=False)
 
-    def _give(self, end: int) -> str:
-        # Decoded with the tokens before them, because a first token loses its space.
-        before, after = self._text(self.given), self._text(end)
-        if end > self.given:
-            self.start, self.given = self.given, end
-        return after[len(before) :]
+    def _give(self, certain: str) -> str:
+        new = certain[len(self.given) :]
+        self.given += new
+        return new

@@ -29,32 +29,34 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
         return gguf_tokenizer(open_tensors(path).metadata, str(path))
     folder = path if path.is_dir() else path.parent
     config = _config(folder)
+    special = _special(folder, config)
     file = path if path.is_file() else folder / "tokenizer.json"
-    if file.is_file() and (path.is_dir() or path.suffix == ".json"):
-        core = _core(file)
+    if file.is_file() and file.suffix == ".json":
+        core = _core(file, config, special)
     elif path.is_dir():
-        core = _from_vocabulary(folder, config)
+        core = _from_vocabulary(folder, config, special)
     else:
         raise HubError(f"{path}: expected a folder, a tokenizer.json or a .gguf file")
-    special = _special(folder, config)
-    _complete(core, config, special)
-    return Tokenizer(
-        core,
-        special,
-        _eos_ids(folder, core, special),
-        config.get("padding_side", "right"),
-        _templates(folder, config),
-    )
+    side = config.get("padding_side", "right")
+    if side not in ("left", "right"):
+        raise HubError(f"{folder}: padding_side: expected left or right, got {side!r}")
+    vocabulary.add_special(core, list(special.values()))
+    eos_ids, templates = _eos_ids(folder, core, special), _templates(folder, config)
+    return Tokenizer(core, special, eos_ids, side, templates)
 
 
-def _core(file: Path) -> Any:
+def _core(file: Path, config: dict[str, Any], special: dict[str, str]) -> Any:
     """A `tokenizers.Tokenizer` of a tokenizer.json, without its padding and cutting."""
     tokenizers = needs("tokenizers", "a tokenizer")
     text = read_text(file)
     parse_json(text.encode(), file)
     core = _made(file, lambda: tokenizers.Tokenizer.from_str(text))
+    if core.padding:
+        special.setdefault("pad_token", core.padding["pad_token"])
+        config.setdefault("padding_side", core.padding["direction"])
     core.no_padding()
     core.no_truncation()
+    _add_tokens(core, config, file)
     return core
 
 
@@ -73,11 +75,11 @@ def _made(file: Path, make: Any) -> Any:
 
 
 def _config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, and what older folders have in special_tokens_map.json."""
     config = _json(folder / "tokenizer_config.json")
-    map_file = folder / "special_tokens_map.json"
-    if map_file.is_file():
-        config = {**_json(map_file), **config}
-    return config
+    if "added_tokens_decoder" in config:
+        return config
+    return {**config, **_json(folder / "special_tokens_map.json")}
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -94,8 +96,7 @@ def _special(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """The special tokens by name; a token is text, or a dict that has it."""
     found = {}
     for name in SPECIAL:
-        token = config.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
+        token = _content(config.get(name))
         if token is not None and not isinstance(token, str):
             raise HubError(f"{folder}: {name}: expected text, got {short(token)}")
         if token is not None:
@@ -103,19 +104,22 @@ def _special(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _complete(core: Any, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _add_tokens(core: Any, config: Mapping[str, Any], file: Path) -> None:
     """Adds what tokenizer_config.json has beyond tokenizer.json."""
-    added = config.get("added_tokens_decoder")
-    for _, token in sorted((added or {}).items(), key=lambda item: int(item[0])):
+    added = config.get("added_tokens_decoder") or {}
+    if not isinstance(added, dict) or not all(id.isdecimal() for id in added):
+        raise HubError(f"{file}: added_tokens_decoder: expected tokens by id")
+    for _, token in sorted(added.items(), key=lambda item: int(item[0])):
         if isinstance(token, dict) and isinstance(token.get("content"), str):
-            vocabulary.add_special(
-                core, [token["content"]], special=bool(token.get("special"))
-            )
-    vocabulary.add_special(core, list(special.values()))
-    if "add_bos_token" in config or "add_eos_token" in config:
-        before = special.get("bos_token") if config.get("add_bos_token") else None
-        after = special.get("eos_token") if config.get("add_eos_token") else None
-        vocabulary.surround(core, before, after)
+            special = bool(token.get("special"))
+            vocabulary.add_special(core, [token["content"]], special)
+    more = config.get("additional_special_tokens") or []
+    names = [_content(token) for token in more] if isinstance(more, list) else []
+    vocabulary.add_special(core, [name for name in names if isinstance(name, str)])
 
 
 def _eos_ids(folder: Path, core: Any, special: Mapping[str, str]) -> frozenset[int]:
@@ -135,15 +139,30 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     found = config.get("chat_template")
     if isinstance(found, str):
         return {"default": found}
+    if not isinstance(found, list | None):
+        raise HubError(f"{folder}: chat_template: expected text, got {short(found)}")
     named = [item for item in found or [] if isinstance(item, dict)]
     return {str(item.get("name")): str(item.get("template")) for item in named}
 
 
-def _from_vocabulary(folder: Path, config: Mapping[str, Any]) -> Any:
+def _from_vocabulary(folder: Path, config: Mapping[str, Any], special: dict) -> Any:
+    core = _of_words(folder, config, special)
+    if "add_bos_token" in config or "add_eos_token" in config:
+        before, after = special.get("bos_token"), special.get("eos_token")
+        vocabulary.add_special(core, [name for name in (before, after) if name])
+        vocabulary.surround(
+            core,
+            before if config.get("add_bos_token") else None,
+            after if config.get("add_eos_token") else None,
+        )
+    return core
+
+
+def _of_words(folder: Path, config: Mapping[str, Any], special: dict) -> Any:
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return _made(folder / "vocab.json", lambda: _byte_level(folder, config))
     if (folder / "vocab.txt").is_file():
-        return _made(folder / "vocab.txt", lambda: _word_piece(folder, config))
+        return _made(folder / "vocab.txt", lambda: _word_piece(folder, config, special))
     if (folder / "tokenizer.model").is_file():
         raise HubError(
             f"{folder / 'tokenizer.model'}: a SentencePiece model alone is not read; "
@@ -180,18 +199,17 @@ def _byte_level(folder: Path, config: Mapping[str, Any]) -> Any:
     return core
 
 
-def _word_piece(folder: Path, config: Mapping[str, Any]) -> Any:
+def _word_piece(folder: Path, config: Mapping[str, Any], special: dict) -> Any:
     lines = read_text(folder / "vocab.txt").split("\n")
     lines = lines[:-1] if lines and not lines[-1] else lines
     core = vocabulary.word_piece(
         {token.removesuffix("\r"): id for id, token in enumerate(lines)},
-        unknown=_special(folder, config).get("unk_token", "[UNK]"),
+        unknown=special.get("unk_token", "[UNK]"),
         lowercase=bool(config.get("do_lower_case", True)),
         strip_accents=config.get("strip_accents"),
         chinese=bool(config.get("tokenize_chinese_chars", True)),
     )
-    around = _special(folder, config)
-    names = [around.get("cls_token", "[CLS]"), around.get("sep_token", "[SEP]")]
+    names = [special.get("cls_token", "[CLS]"), special.get("sep_token", "[SEP]")]
     vocabulary.add_special(core, names)
     vocabulary.surround(core, *names)
     return core
