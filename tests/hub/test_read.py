@@ -153,6 +153,25 @@ def test_an_error_lists_everything_that_does_not_fit():
     ]
 
 
+@pytest.mark.parametrize("transform", [transpose, hub.identity, hub.Permute((1, 2, 0))])
+def test_large_tensors_are_copied_whole(transform):
+    ours = np.random.default_rng(0).normal(size=(50, 70, 41)).astype(np.float32)
+    tensors = of_arrays(
+        {"h.0": transform.inverse(ours), "h.1": transform.inverse(-ours)}
+    )
+    abstract = {"w": jax.ShapeDtypeStruct((2, *ours.shape), np.float32)}
+    params = load_params(tensors, [Rule("h.{layer}", "w", transform)], abstract)
+    np.testing.assert_array_equal(params["w"], [ours, -ours])
+
+
+def test_bfloat16_becomes_float32_bit_for_bit():
+    every = np.arange(2**16, dtype=np.uint16).view(ml_dtypes.bfloat16)
+    abstract = {"w": jax.ShapeDtypeStruct((2**16,), np.float32)}
+    params = load_params(of_arrays({"w": every}), [Rule("w", "w")], abstract)
+    wanted = every.view(np.uint16).astype(np.uint32) << 16
+    np.testing.assert_array_equal(np.asarray(params["w"]).view(np.uint32), wanted)
+
+
 @pytest.mark.parametrize("have", ["model.", ""])
 @pytest.mark.parametrize("want", ["model.", ""])
 def test_a_prefix_may_be_there_or_not(have, want):
