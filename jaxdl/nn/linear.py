@@ -43,6 +43,10 @@ class Linear(Module):
         y = floating(x, params["kernel"].dtype) @ params["kernel"]
         return y + params["bias"] if self.bias else y
 
+    def matrix(self, params) -> Float[Array, "... fan_in fan_out"]:
+        """The matrix that multiplies x. An adapted or quantised layer makes its own."""
+        return params["kernel"]
+
 
 class Einsum(Module):
     """A linear map of any axes: `equation` is that of `jnp.einsum`, "x,kernel->y".
@@ -165,3 +169,7 @@ class Embedding(Module):
         """Scores every token: [..., features] -> [..., num_embeddings]."""
         expect(x.shape[-1:] == (self.features,), f"[..., {self.features}]", x)
         return floating(x, params["embedding"].dtype) @ params["embedding"].T
+
+    def matrix(self, params) -> Float[Array, "... num features"]:
+        """The table of rows. A quantised layer makes its own."""
+        return params["embedding"]
