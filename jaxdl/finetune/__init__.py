@@ -1,0 +1,16 @@
+"""Fine-tuning: adapters, quantised bases, supervised examples, preferences."""
+
+from jaxdl.finetune.adapters import DoRA as DoRA
+from jaxdl.finetune.adapters import LoRA as LoRA
+from jaxdl.finetune.adapting import dora as dora
+from jaxdl.finetune.adapting import lora as lora
+from jaxdl.finetune.adapting import merge as merge
+from jaxdl.finetune.adapting import remove as remove
+from jaxdl.finetune.partition import ADAPTERS as ADAPTERS
+from jaxdl.finetune.partition import join as join
+from jaxdl.finetune.partition import split as split
+from jaxdl.finetune.partition import with_frozen as with_frozen
+from jaxdl.finetune.quantization import dequantize as dequantize
+from jaxdl.finetune.quantization import quantize as quantize
+from jaxdl.finetune.quantized import QuantizedEmbedding as QuantizedEmbedding
+from jaxdl.finetune.quantized import QuantizedLinear as QuantizedLinear
