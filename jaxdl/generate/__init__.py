@@ -1,0 +1,17 @@
+"""Text from language models: prompts are read once, then the loop is on the device."""
+
+from jaxdl.generate.loop import Generated as Generated
+from jaxdl.generate.loop import generate as generate
+from jaxdl.generate.prefix import Prefix as Prefix
+from jaxdl.generate.prefix import remember as remember
+from jaxdl.generate.prompts import left_padded as left_padded
+from jaxdl.generate.sampling import Chain as Chain
+from jaxdl.generate.sampling import History as History
+from jaxdl.generate.sampling import chain as chain
+from jaxdl.generate.sampling import constrain as constrain
+from jaxdl.generate.sampling import greedy as greedy
+from jaxdl.generate.sampling import min_p as min_p
+from jaxdl.generate.sampling import repetition_penalty as repetition_penalty
+from jaxdl.generate.sampling import temperature as temperature
+from jaxdl.generate.sampling import top_k as top_k
+from jaxdl.generate.sampling import top_p as top_p
