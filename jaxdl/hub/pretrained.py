@@ -12,10 +12,15 @@ from jaxdl.core import tree
 from jaxdl.core.derive import abstract, axes
 from jaxdl.core.module import Module
 from jaxdl.hub.families.family import family_of
+from jaxdl.hub.families.gguf import gguf_family
 from jaxdl.hub.files import HubError, read_json
 from jaxdl.hub.read import load_params
 from jaxdl.hub.tensors import open_tensors
+from jaxdl.hub.tokenizer_files import open_tokenizer
 from jaxdl.hub.write import save_params
+
+# What a tokenizer can be read from, in a folder.
+TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt")
 
 
 class Pretrained(NamedTuple):
@@ -36,21 +41,27 @@ def load(
     rules: Mapping[str, str | tuple[str, ...] | None] | None = None,
     dtype: Any = None,
 ) -> Pretrained:
-    """Opens published weights: a local folder, or a Hugging Face repository by name.
+    """Opens published weights: a folder, a .gguf file, or a repository as owner/name.
 
-    The folder has config.json and .safetensors files. dtype is that of every parameter,
-    float32 unless given. With a mesh each device is given its own part straight from
-    the file; `rules` map logical axes ("embed", "mlp", "heads", "vocab", ...) to mesh
-    axes, and what has no rule, or does not divide, is whole on every device.
+    A folder has config.json and .safetensors files; repositories are Hugging Face's.
+    dtype is that of every parameter, float32 unless given. With a mesh each device is
+    given its own part straight from the file; `rules` map logical axes ("embed", "mlp",
+    "heads", "vocab", ...) to mesh axes, and what has no rule, or does not divide, is
+    whole on every device.
 
     Raises HubError for a family that is not known and for tensors that do not fit.
     """
-    folder = _folder(path)
-    config = read_json(folder / "config.json")
-    family = family_of(config)
+    place = _place(path)
+    tensors = open_tensors(place)
+    if place.suffix == ".gguf":
+        config, family = gguf_family(tensors.metadata)
+        # A file has no key for it: a tied head is simply not there.
+        config["tie_word_embeddings"] = "output.weight" not in tensors
+    else:
+        config = read_json(place / "config.json")
+        family = family_of(config)
     model = family.build(config)
     shardings = None if mesh is None else _shardings(model, mesh, rules or {})
-    tensors = open_tensors(folder)
     params = load_params(
         {family.current_name(name): tensor for name, tensor in tensors.items()},
         family.rules,
@@ -61,7 +72,7 @@ def load(
         ignore=(*family.ignore, *_tied(config)),
         prefix=family.prefix,
     )
-    return Pretrained(model, params, _tokenizer(folder), config)
+    return Pretrained(model, params, _tokenizer(place), config)
 
 
 def save(
@@ -93,12 +104,15 @@ def save(
     (Path(path) / "config.json").write_text(text + "\n")
 
 
-def _folder(path: str | os.PathLike) -> Path:
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if folder.exists() or str(path).count("/") != 1 or str(path).startswith("."):
-        raise HubError(f"{path}: expected a folder, or a repository as owner/name")
+def _place(path: str | os.PathLike) -> Path:
+    """The folder or .gguf file of a path; of a repository's name what is downloaded."""
+    place = Path(path)
+    if place.is_dir() or (place.is_file() and place.suffix == ".gguf"):
+        return place
+    if place.exists() or str(path).count("/") != 1 or str(path).startswith("."):
+        raise HubError(
+            f"{path}: expected a folder, a .gguf file, or a repository as owner/name"
+        )
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -109,8 +123,11 @@ def _folder(path: str | os.PathLike) -> Path:
     return Path(snapshot_download(str(path), allow_patterns=wanted))
 
 
-def _tokenizer(folder: Path) -> Any:
-    return None
+def _tokenizer(place: Path) -> Any:
+    """The tokenizer of a folder or file; None where there is none to read."""
+    if place.is_dir() and not any((place / name).exists() for name in TOKENIZERS):
+        return None
+    return open_tokenizer(place)
 
 
 def _tied(config: Mapping[str, Any]) -> tuple[str, ...]:
