@@ -118,6 +118,25 @@ class Reshape(Transform):
 
 
 @dataclasses.dataclass(frozen=True)
+class Leading(Transform):
+    """The published tensor has this many axes of size 1 in front of ours."""
+
+    axes: int
+
+    def forward(self, array, shape):
+        return array.reshape(array.shape[self.axes :])
+
+    def inverse(self, array):
+        return array.reshape(self.published_shape(array.shape))
+
+    def published_shape(self, shape):
+        return (*(1,) * self.axes, *shape)
+
+    def published_slices(self, slices):
+        return (*(slice(0, 1),) * self.axes, *slices)
+
+
+@dataclasses.dataclass(frozen=True)
 class PairedRows(Transform):
     """Rows of heads that rotate in neighbouring pairs <-> in halves: [rows, ...].
 

@@ -1,6 +1,8 @@
 """Model families, each a composition of layers: one file for a family."""
 
 from jaxdl.models.cnn import cnn as cnn
+from jaxdl.models.contrastive import Contrastive as Contrastive
+from jaxdl.models.contrastive import ContrastiveConfig as ContrastiveConfig
 from jaxdl.models.decoder import Decoder as Decoder
 from jaxdl.models.decoder import DecoderConfig as DecoderConfig
 from jaxdl.models.decoder import Layer as Layer
@@ -13,3 +15,6 @@ from jaxdl.models.resnet import resnet18 as resnet18
 from jaxdl.models.resnet import resnet34 as resnet34
 from jaxdl.models.resnet import resnet50 as resnet50
 from jaxdl.models.transformer import TransformerConfig as TransformerConfig
+from jaxdl.models.vit import ProbeHead as ProbeHead
+from jaxdl.models.vit import ViT as ViT
+from jaxdl.models.vit import ViTConfig as ViTConfig

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdl.hub import (
+    Leading,
     PairedRows,
     Permute,
     Plus,
@@ -25,6 +26,8 @@ CASES = [
     (Permute((2, 0, 1)), (2, 3, 4)),
     (Reshape((1, -1, 4)), (3, 4)),
     (Reshape((12,)), (3, 4)),
+    (Leading(2), (8, 3)),
+    (Leading(1), ()),
     (PairedRows(2), (8, 3)),
     (PairedRows(2), (8,)),
     (Plus(1.0), (3,)),

@@ -37,11 +37,14 @@ class Family:
         return name
 
 
-# model_type in config.json -> the file here whose `FAMILIES` has it.
+# model_type in config.json -> the file here whose `FAMILIES` has it: a Family, or a
+# function that chooses one by the configuration where names depend on that.
 FILES = {
     "bert": "bert",
     "camembert": "bert",
+    "clip": "clip",
     "deepseek_v3": "deepseek",
+    "dinov2": "vit",
     "distilbert": "distilbert",
     "gemma": "gemma",
     "gemma2": "gemma",
@@ -58,7 +61,9 @@ FILES = {
     "qwen3": "llama",
     "qwen3_moe": "qwen3_moe",
     "roberta": "bert",
+    "siglip": "clip",
     "smollm3": "llama",
+    "vit": "vit",
     "xlm-roberta": "bert",
 }
 
@@ -70,4 +75,5 @@ def family_of(config: Mapping[str, Any]) -> Family:
         known = ", ".join(sorted(FILES))
         raise HubError(f"model_type: expected one of {known}, got {kind!r}")
     file = importlib.import_module(f"jaxdl.hub.families.{FILES[kind]}")
-    return file.FAMILIES[kind]
+    family = file.FAMILIES[kind]
+    return family if isinstance(family, Family) else family(config)

@@ -46,10 +46,11 @@ def resid(model, params, ids, **given):
     return states_of(model, params, jnp.asarray(ids), **given)
 
 
-def states_of(model, params, x, stack="blocks", **given):
-    """A model's result, and what leaves each layer of a stack of it."""
+def states_of(model, params, x, stack="blocks", function=None, **given):
+    """What a model (or its method) returns, and what leaves each layer of a stack."""
     names = f"{stack}/**/resid_post"
-    run = jax.jit(lambda p, x, given: jd.capture(model, names)(p, x, **given))
+    function = function or model
+    run = jax.jit(lambda p, x, given: jd.capture(function, names)(p, x, **given))
     result, values = run(params, x, given)
     for name in stack.split("/"):
         model = getattr(model, name)
