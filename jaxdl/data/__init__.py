@@ -3,6 +3,8 @@
 from jaxdl.data.batches import Batches as Batches
 from jaxdl.data.batches import split as split
 from jaxdl.data.idx import read_idx as read_idx
+from jaxdl.data.packing import pack as pack
+from jaxdl.data.packing import pad as pad
 from jaxdl.data.sources import FASHION_MNIST as FASHION_MNIST
 from jaxdl.data.sources import digits as digits
 from jaxdl.data.sources import fashion_mnist as fashion_mnist

@@ -10,7 +10,16 @@ from jaxdl.finetune.partition import ADAPTERS as ADAPTERS
 from jaxdl.finetune.partition import join as join
 from jaxdl.finetune.partition import split as split
 from jaxdl.finetune.partition import with_frozen as with_frozen
+from jaxdl.finetune.preference import LogProbs as LogProbs
+from jaxdl.finetune.preference import dpo_loss as dpo_loss
+from jaxdl.finetune.preference import dpo_metrics as dpo_metrics
+from jaxdl.finetune.preference import pair_log_probs as pair_log_probs
+from jaxdl.finetune.preference import preference_loss as preference_loss
+from jaxdl.finetune.preference import sequence_log_probs as sequence_log_probs
 from jaxdl.finetune.quantization import dequantize as dequantize
 from jaxdl.finetune.quantization import quantize as quantize
 from jaxdl.finetune.quantized import QuantizedEmbedding as QuantizedEmbedding
 from jaxdl.finetune.quantized import QuantizedLinear as QuantizedLinear
+from jaxdl.finetune.supervised import conversation as conversation
+from jaxdl.finetune.supervised import example as example
+from jaxdl.finetune.supervised import supervised_loss as supervised_loss
