@@ -14,7 +14,11 @@ from jaxdl.models.resnet import ResNet as ResNet
 from jaxdl.models.resnet import resnet18 as resnet18
 from jaxdl.models.resnet import resnet34 as resnet34
 from jaxdl.models.resnet import resnet50 as resnet50
+from jaxdl.models.t5 import T5 as T5
+from jaxdl.models.t5 import T5Config as T5Config
 from jaxdl.models.transformer import TransformerConfig as TransformerConfig
 from jaxdl.models.vit import ProbeHead as ProbeHead
 from jaxdl.models.vit import ViT as ViT
 from jaxdl.models.vit import ViTConfig as ViTConfig
+from jaxdl.models.whisper import Whisper as Whisper
+from jaxdl.models.whisper import WhisperConfig as WhisperConfig

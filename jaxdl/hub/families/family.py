@@ -63,7 +63,9 @@ FILES = {
     "roberta": "bert",
     "siglip": "clip",
     "smollm3": "llama",
+    "t5": "t5",
     "vit": "vit",
+    "whisper": "whisper",
     "xlm-roberta": "bert",
 }
 
