@@ -4,12 +4,21 @@ Sizes are chosen so that each feature shows: windows shorter than the sequence, 
 key heads, small caps, biases and norms away from where they start.
 """
 
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import jaxdl as jd
+from jaxdl import hub, models, nn
+from jaxdl.hub.families.family import family_of
 from tests.hub.families.tiny import (
     check_decoder,
     checkpoint,
     round_trip,
+    tokens,
+    torch,
     transformers,
 )
 
@@ -151,3 +160,68 @@ def test_a_decoder_is_that_of_transformers(name, tmp_path):
 def test_what_is_saved_is_what_was_read(name, tmp_path):
     make(tmp_path / "theirs", name)
     round_trip(tmp_path / "theirs", tmp_path / "ours")
+
+
+def without(**changes):
+    """The model without some choices of its configuration."""
+    return lambda config: dataclasses.replace(config, **changes)
+
+
+def layers(**changes):
+    """The model with every layer changed."""
+
+    def change(config):
+        new = [dataclasses.replace(layer, **changes) for layer in config.layers]
+        return dataclasses.replace(config, layers=tuple(new))
+
+    return change
+
+
+def ropes(**changes):
+    """The model with every rotation changed."""
+
+    def change(config):
+        new = [
+            dataclasses.replace(
+                layer, rope=layer.rope and dataclasses.replace(layer.rope, **changes)
+            )
+            for layer in config.layers
+        ]
+        return dataclasses.replace(config, layers=tuple(new))
+
+    return change
+
+
+LEFT_OUT = {
+    "llama 3.1: its scaling": ropes(scaling=None),
+    "mistral: its window": layers(window=None),
+    "gemma: scaled embeddings": without(embed_scale=1.0),
+    "gemma2: the cap of scores": without(softcap=None),
+    "gemma2: the cap of logits": without(final_softcap=None),
+    "gemma2: the scale of scores": without(scale=None),
+    "gemma2: its window": layers(window=None),
+    "gemma3: two thetas": ropes(theta=500.0),
+    "gemma3: its scaling": ropes(scaling=None),
+    "phi3: partial rotation": ropes(rotary_dim=None),
+    "olmo2: its epsilon": without(epsilon=1e-2),
+    "gpt_oss: its scaling": ropes(scaling=None),
+    "smollm3: layers that do not turn": layers(rope=nn.RoPE(8)),
+}
+
+
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_a_feature_that_is_left_out_shows(what, tmp_path):
+    theirs = make(tmp_path, what.split(":")[0])
+    opened = hub.load(tmp_path)
+    model = models.Decoder(LEFT_OUT[what](opened.model.config))
+    # Layers that no longer differ are stacked anew.
+    family = family_of(opened.config)
+    params = hub.load_params(
+        hub.open_tensors(tmp_path), family.rules, jd.abstract(model),
+        layers=family.layers(model), ignore=family.ignore,
+    )  # fmt: skip
+    ids = tokens(61)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids)).logits.numpy()
+    spread = np.abs(np.asarray(model(params, jnp.asarray(ids))) - expected).max()
+    assert spread > 1e-3  # the tests above allow 1e-4
