@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdl.core import tree
-from jaxdl.core.derive import abstract, axes
-from jaxdl.core.module import Module
+from jaxdl.core.derive import abstract, abstract_state, axes
+from jaxdl.core.module import Module, is_stateful
 from jaxdl.hub.families.family import family_of
 from jaxdl.hub.families.gguf import gguf_family
 from jaxdl.hub.files import HubError, read_json
@@ -26,13 +27,15 @@ TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt")
 class Pretrained(NamedTuple):
     """What `load` returns: model, params and tokenizer, and config.json as a dict.
 
-    tokenizer is None where the folder has none.
+    tokenizer is None where the folder has none. state is that of a model with batch
+    statistics (`ResNet`), {} of any other.
     """
 
     model: Any
     params: Any
     tokenizer: Any
     config: Mapping[str, Any]
+    state: Any
 
 
 def load(
@@ -61,18 +64,27 @@ def load(
         config = read_json(place / "config.json")
         family = family_of(config)
     model = family.build(config)
-    shardings = None if mesh is None else _shardings(model, mesh, rules or {})
-    params = load_params(
+    wanted, own = (abstract(model), abstract_state(model))
+    shardings = None
+    if mesh is not None:
+        whole = NamedSharding(mesh, PartitionSpec())
+        shardings = _shardings(model, mesh, rules or {})
+        shardings = _merged(shardings, jax.tree.map(lambda leaf: whole, own))
+    both = load_params(
         {family.current_name(name): tensor for name, tensor in tensors.items()},
         family.rules,
-        abstract(model),
-        dtype=dtype,
+        _merged(wanted, own),
+        # Statistics stay as wide as they are declared.
+        dtype=None if own else dtype,
         shardings=shardings,
         layers=family.layers(model),
         ignore=(*family.ignore, *_tied(config)),
         prefix=family.prefix,
     )
-    return Pretrained(model, params, _tokenizer(place), config)
+    params, state = _taken(both, wanted), _taken(both, own)
+    if own and dtype is not None:
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    return Pretrained(model, params, _tokenizer(place), config, state)
 
 
 def save(
@@ -81,11 +93,13 @@ def save(
     params: Any,
     config: Mapping[str, Any],
     *,
+    state: Any = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes params and config.json in the published layout, into an empty folder.
 
-    `config` is the dict that `load` returned, or one made for the model.
+    `config` is the dict that `load` returned, or one made for the model. A model with
+    state is saved with it. Raises HubError if the model and config do not fit.
     """
     family = family_of(config)
     if family.build(config) != model:
@@ -93,8 +107,10 @@ def save(
             f"{path}: the model is not the one that this config describes; "
             "change config with it"
         )
+    if is_stateful(model) and not state:
+        raise HubError(f"{path}: {type(model).__name__} has state: save it with state=")
     save_params(
-        params,
+        _merged(params, state or {}),
         family.rules,
         path,
         layers=family.layers(model),
@@ -102,6 +118,23 @@ def save(
     )
     text = json.dumps(dict(config), indent=2, sort_keys=True)
     (Path(path) / "config.json").write_text(text + "\n")
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees of one model in one: params, and the state beside them."""
+    merged = dict(first)
+    for name, node in second.items():
+        inner = isinstance(node, Mapping) and name in first
+        merged[name] = _merged(first[name], node) if inner else node
+    return merged
+
+
+def _taken(whole: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a tree that has the structure of another."""
+    return {
+        name: _taken(whole[name], node) if isinstance(node, Mapping) else whole[name]
+        for name, node in like.items()
+    }
 
 
 def _place(path: str | os.PathLike) -> Path:
@@ -144,7 +177,7 @@ def _shardings(model: Module, mesh: Mesh, rules: Mapping[str, Any]) -> Any:
         ]
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    named = tree.flatten(axes(model))
+    named = tree.flatten(axes(model), is_leaf=lambda node: isinstance(node, tuple))
     return tree.map_with_path(
         lambda path, leaf: sharding(named[path], leaf), abstract(model)
     )

@@ -3,6 +3,7 @@
 from jaxdl.models.cnn import cnn as cnn
 from jaxdl.models.contrastive import Contrastive as Contrastive
 from jaxdl.models.contrastive import ContrastiveConfig as ContrastiveConfig
+from jaxdl.models.convnext import ConvNeXt as ConvNeXt
 from jaxdl.models.decoder import Decoder as Decoder
 from jaxdl.models.decoder import DecoderConfig as DecoderConfig
 from jaxdl.models.decoder import Layer as Layer
