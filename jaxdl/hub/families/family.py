@@ -56,6 +56,7 @@ FILES = {
     "mamba": "mamba",
     "mistral": "llama",
     "mixtral": "mixtral",
+    "modernbert": "modernbert",
     "olmo2": "olmo2",
     "phi3": "phi3",
     "qwen2": "llama",

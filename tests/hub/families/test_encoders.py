@@ -7,6 +7,7 @@ import pytest
 
 import jaxdl as jd
 from jaxdl import hub
+from jaxdl.hub.families.family import family_of
 from tests.hub.families.tiny import (
     BATCH,
     SEQ,
@@ -27,6 +28,14 @@ DISTIL = {
     "vocab_size": 61, "dim": 32, "hidden_dim": 40, "n_layers": 3, "n_heads": 4,
     "max_position_embeddings": 24,
 }  # fmt: skip
+MODERN = {
+    **SIZES, "num_hidden_layers": 5, "local_attention": 6, "pad_token_id": 0,
+    "bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 500.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    },
+}  # fmt: skip
 
 FAMILIES = {
     "bert": ("Bert", SIZES),
@@ -34,7 +43,16 @@ FAMILIES = {
     "roberta": ("Roberta", {**SIZES, "type_vocab_size": 1, "hidden_act": "relu"}),
     "xlm-roberta": ("XLMRoberta", {**SIZES, "pad_token_id": 2}),
     "distilbert": ("DistilBert", DISTIL),
-}
+    "modernbert": ("ModernBert", MODERN),
+    "modernbert with biases": (
+        "ModernBert",
+        {
+            **MODERN, "num_hidden_layers": 2, "norm_bias": True, "mlp_bias": True,
+            "attention_bias": True, "classifier_bias": True, "decoder_bias": False,
+            "classifier_activation": "relu",
+        },
+    ),
+}  # fmt: skip
 
 
 def make(folder, name, kind="ForMaskedLM"):
@@ -122,7 +140,7 @@ def test_packed_texts_are_each_as_if_alone(tmp_path):
 
 def test_older_names_of_norms_are_read(tmp_path):
     make(tmp_path / "new", "bert")
-    model, params, _, config = hub.load(tmp_path / "new")
+    model, params, *_ = hub.load(tmp_path / "new")
     from safetensors.numpy import load_file, save_file
 
     named = load_file(tmp_path / "new" / "model.safetensors")
@@ -150,10 +168,31 @@ def test_older_names_of_norms_are_read(tmp_path):
 def test_what_is_not_an_encoder_of_ours_is_refused(change, words, tmp_path):
     make(tmp_path, "bert")
     config = {**hub.load(tmp_path).config, **change}
-    from jaxdl.hub.families.family import family_of
-
     with pytest.raises(hub.HubError, match=words):
         family_of(config).build(config)
+
+
+def test_each_device_is_given_its_own_part(tmp_path):
+    make(tmp_path, "bert")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("model",))
+    opened = hub.load(tmp_path, mesh, {"mlp": "model"})
+    kernel = opened.params["blocks"]["mlp"]["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (3, 32, 10)
+    whole = hub.load(tmp_path).params
+    jax.tree.map(np.testing.assert_array_equal, opened.params, whole)
+
+
+def test_an_older_modernbert_says_its_rotations_in_another_way(tmp_path):
+    make(tmp_path, "modernbert")
+    model, _, _, config, _ = hub.load(tmp_path)
+    older = {
+        k: v for k, v in config.items() if k not in ("rope_parameters", "layer_types")
+    }
+    older |= {"global_rope_theta": 500.0, "local_rope_theta": 50.0}
+    older |= {"global_attn_every_n_layers": 3}
+    assert family_of(older).build(older) == model
+    with pytest.raises(hub.HubError, match="mlp_bias"):
+        family_of(older).build({**older, "mlp_bias": True})
 
 
 def test_an_encoder_without_a_head_says_so(tmp_path):
@@ -166,7 +205,7 @@ def test_an_encoder_without_a_head_says_so(tmp_path):
         jax.eval_shape(lambda: model.pooled({}, states))
 
 
-@pytest.mark.parametrize("name", ["bert", "distilbert"])
+@pytest.mark.parametrize("name", ["bert", "distilbert", "modernbert"])
 def test_what_is_saved_is_what_was_read(name, tmp_path):
     make(tmp_path / "theirs", name)
     round_trip(tmp_path / "theirs", tmp_path / "ours")
