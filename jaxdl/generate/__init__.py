@@ -1,5 +1,7 @@
 """Text from language models: prompts are read once, then the loop is on the device."""
 
+from jaxdl.generate.beam import Beams as Beams
+from jaxdl.generate.beam import beam_search as beam_search
 from jaxdl.generate.loop import Generated as Generated
 from jaxdl.generate.loop import generate as generate
 from jaxdl.generate.prefix import Prefix as Prefix
@@ -15,3 +17,8 @@ from jaxdl.generate.sampling import repetition_penalty as repetition_penalty
 from jaxdl.generate.sampling import temperature as temperature
 from jaxdl.generate.sampling import top_k as top_k
 from jaxdl.generate.sampling import top_p as top_p
+from jaxdl.generate.session import Session as Session
+from jaxdl.generate.speculative import Speculated as Speculated
+from jaxdl.generate.speculative import speculate as speculate
+from jaxdl.generate.stream import stream as stream
+from jaxdl.generate.stream import text_of as text_of

@@ -75,5 +75,27 @@ def forget(cache: Any, new: int, keep: Int[Array, " batch"]) -> Any:
     return jax.tree.map(take_back, cache, is_leaf=_has_length)
 
 
+def rewound(cache: Any, length: int) -> Any:
+    """The cache of one row as it was after so many tokens; None if it cannot be."""
+    nodes = jax.tree.leaves(cache, is_leaf=_has_length)
+    if not all(hasattr(node, "positions") for node in nodes):
+        return None
+    return shortened(cache, length)
+
+
+def shortened(cache: Any, length: Any) -> Any:
+    """Leaves the first tokens of one row; a node without positions is left alone."""
+
+    def shorten(node):
+        if not hasattr(node, "positions"):
+            return node
+        positions = jnp.where(node.positions < length, node.positions, -1)
+        return node._replace(
+            positions=positions, length=jnp.full_like(node.length, length)
+        )
+
+    return jax.tree.map(shorten, cache, is_leaf=_has_length)
+
+
 def _has_length(node: Any) -> bool:
     return hasattr(node, "length")

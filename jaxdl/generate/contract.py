@@ -15,16 +15,29 @@ def score(
 
     A model in two halves, `hidden` and `logits`, makes no logits of the others.
     """
-    given = {"cache": cache, "positions": positions}
-    if "key" in keywords(model):
-        given["key"] = None  # no dropout
-    if hasattr(model, "hidden") and hasattr(model, "logits"):
+    given = _keywords(model, cache, positions)
+    if _has_halves(model):
         hidden, cache = model.hidden(params, tokens, **given)
         logits = model.logits(params, hidden[:, -last:])
     else:
         logits, cache = model(params, tokens, **given)
         logits = logits[:, -last:]
     return logits.astype(jnp.float32), cache
+
+
+def score_at(
+    model: Any, params: Any, tokens: Any, cache: Any, positions: Any, index: Any
+) -> tuple[jax.Array, Any]:
+    """The logits of the token at an index, float32 [batch, vocab], and the cache."""
+    given = _keywords(model, cache, positions)
+    if _has_halves(model):
+        hidden, cache = model.hidden(params, tokens, **given)
+        one = jax.lax.dynamic_slice_in_dim(hidden, index, 1, axis=1)
+        logits = model.logits(params, one)
+    else:
+        logits, cache = model(params, tokens, **given)
+        logits = jax.lax.dynamic_slice_in_dim(logits, index, 1, axis=1)
+    return logits[:, 0].astype(jnp.float32), cache
 
 
 def read(
@@ -48,3 +61,14 @@ def read(
         cache, _ = jax.lax.scan(step, cache, before)
     logits, cache = score(model, params, every[0][-1], cache, every[1][-1])
     return logits[:, -1], cache
+
+
+def _keywords(model: Any, cache: Any, positions: Any) -> dict[str, Any]:
+    given = {"cache": cache, "positions": positions}
+    if "key" in keywords(model):
+        given["key"] = None  # no dropout
+    return given
+
+
+def _has_halves(model: Any) -> bool:
+    return hasattr(model, "hidden") and hasattr(model, "logits")

@@ -11,9 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from jaxdl.core.keys import MISSING, Missing, OptionalKey
-from jaxdl.generate import caches
-from jaxdl.generate.contract import read, score
-from jaxdl.generate.prefix import Prefix
+from jaxdl.generate.contract import score
+from jaxdl.generate.prefix import Prefix, prefill
 from jaxdl.generate.prompts import Prompts, left_padded
 from jaxdl.generate.sampling import History, Sampler, apply, greedy, is_greedy
 
@@ -102,7 +101,7 @@ def generate(
     log-probability of NaN. Raises TypeError for a sampler that draws without a key,
     ValueError for sizes that are no sizes.
     """
-    given = left_padded(prompts, multiple=_multiple(multiple, chunk), pad=pad)
+    given = left_padded(prompts, multiple=multiple_of(multiple, chunk), pad=pad)
     plan = plan_of(model, given, max_new, sampler, key, eos, pad)
     loop = start(plan, params, given, key, prefix, cache_dtype, chunk)
     if max_new > 1:
@@ -163,22 +162,23 @@ def go_on(plan: Plan, params: Any, loop: Loop, key: OptionalKey, steps: int) -> 
 
 @functools.partial(jax.jit, static_argnames=("plan", "dtype", "chunk"))
 def _start(params, tokens, positions, key, prefix, *, plan, dtype, chunk):
-    batch, width = tokens.shape
-    real = positions >= 0
-    if prefix is None:
-        slots = width + plan.max_new
-        cache = caches.empty(plan.model, batch, slots, dtype, chunk)
-    else:
-        positions = jnp.where(real, positions + prefix.length, -1)
-        cache = prefix.broadcast(plan.model, batch, width + plan.max_new)
-    logits, cache = read(plan.model, params, tokens, cache, positions, chunk)
+    logits, cache, following = prefill(
+        plan.model, params, tokens, positions, prefix,
+        room=plan.max_new, dtype=dtype, chunk=chunk, pieces=chunk,
+    )  # fmt: skip
+    return first(plan, tokens, positions >= 0, following, logits, cache, key)
+
+
+def first(plan: Plan, tokens, real, following, logits, cache, key) -> Loop:
+    """The loop after prompts that were read: chooses the first token of each."""
+    batch = tokens.shape[0]
     total = (batch, plan.max_new)
     loop = Loop(
         cache=cache,
         tokens=jnp.concatenate([tokens, jnp.full(total, plan.pad, jnp.int32)], 1),
         real=jnp.concatenate([real, jnp.zeros(total, bool)], 1),
         log_probs=jnp.zeros(total),
-        positions=positions[:, -1] + 1,
+        positions=following,
         lengths=jnp.zeros(batch, jnp.int32),
         ended=jnp.zeros(batch, bool),
         done=jnp.zeros(batch, bool),
@@ -244,7 +244,8 @@ def log_prob(logits: jax.Array, token: jax.Array, stuck: jax.Array) -> jax.Array
     return jnp.where(stuck, jnp.nan, here)
 
 
-def _multiple(multiple: int, chunk: int | None) -> int:
+def multiple_of(multiple: int, chunk: int | None) -> int:
+    """Of what the width of prompts is a multiple: of both."""
     if multiple < 1 or (chunk is not None and chunk < 1):
         raise ValueError(
             "generate: expected multiple and chunk of at least 1, got "

@@ -52,6 +52,33 @@ def remember(
     return Prefix(row, _read(params, row, model=model, dtype=dtype), dtype)
 
 
+def prefill(
+    model: Any,
+    params: Any,
+    tokens: Int[Array, "batch width"],
+    positions: Int[Array, "batch width"],
+    prefix: Prefix | None,
+    *,
+    room: int,
+    dtype: Any,
+    chunk: int | None,
+    pieces: int | None = None,
+) -> tuple[jax.Array, Any, jax.Array]:
+    """Reads prompts: logits [batch, vocab], a cache with `room`, the next positions.
+
+    chunk: how many tokens at most the cache will be given at once; None if what is
+    taken back has to fit too. pieces: how many tokens of the prompt are read at once.
+    """
+    batch, width = tokens.shape
+    if prefix is None:
+        cache = caches.empty(model, batch, width + room, dtype, chunk)
+    else:
+        positions = jnp.where(positions >= 0, positions + prefix.length, -1)
+        cache = prefix.broadcast(model, batch, width + room)
+    logits, cache = read(model, params, tokens, cache, positions, pieces or width)
+    return logits, cache, positions[:, -1] + 1
+
+
 @functools.partial(jax.jit, static_argnames=("model", "dtype"))
 def _read(params, tokens, *, model, dtype):
     width = tokens.shape[1]
