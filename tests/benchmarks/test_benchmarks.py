@@ -107,6 +107,16 @@ def test_layers_lower_to_the_program_that_is_written_by_hand():
     assert lowered(in_jaxdl.repeated_mlp(given)) == lowered(by_hand.scanned_mlp(given))
 
 
+def test_a_deeper_model_lowers_to_a_program_of_the_same_size():
+    """What compilation takes is a matter of the program; this one is deterministic."""
+
+    def operations(layers):
+        program = bench_compile.build(layers, scan=True)[bench_compile.OURS]
+        return re.findall(r"stablehlo\.\w+|call @\w+", lowered(program))
+
+    assert operations(48) == operations(12)
+
+
 def test_other_work_is_not_timed():
     given = WORKS["mlp"]()
     other = given._replace(batch=(given.batch[0], given.batch[1] + 1))
