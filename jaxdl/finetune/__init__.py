@@ -20,6 +20,8 @@ from jaxdl.finetune.quantization import dequantize as dequantize
 from jaxdl.finetune.quantization import quantize as quantize
 from jaxdl.finetune.quantized import QuantizedEmbedding as QuantizedEmbedding
 from jaxdl.finetune.quantized import QuantizedLinear as QuantizedLinear
+from jaxdl.finetune.saved import load_adapters as load_adapters
+from jaxdl.finetune.saved import save_adapters as save_adapters
 from jaxdl.finetune.supervised import conversation as conversation
 from jaxdl.finetune.supervised import example as example
 from jaxdl.finetune.supervised import supervised_loss as supervised_loss

@@ -9,9 +9,11 @@ import numpy as np
 from jaxdl.losses import cross_entropy
 from jaxdl.nn.routing import keywords
 
+Tokens = Sequence[int] | np.ndarray
+
 
 def example(
-    prompt: Sequence[int], answer: Sequence[int], *, seq_len: int | None = None
+    prompt: Tokens, answer: Tokens, *, seq_len: int | None = None
 ) -> dict[str, np.ndarray]:
     """One example for `data.pack`: inputs, targets and weights, each [length].
 
@@ -40,7 +42,7 @@ def example(
 
 
 def conversation(
-    turns: Sequence[tuple[Sequence[int], bool]], *, seq_len: int | None = None
+    turns: Sequence[tuple[Tokens, bool]], *, seq_len: int | None = None
 ) -> dict[str, np.ndarray]:
     """As `example`, of several turns: (tokens, whether they are learned) each.
 
