@@ -25,6 +25,7 @@ FLOORS = [
     ["finetune"],
     ["interop"],
     ["testing"],
+    ["cli", "__main__"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

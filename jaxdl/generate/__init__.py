@@ -20,5 +20,5 @@ from jaxdl.generate.sampling import top_p as top_p
 from jaxdl.generate.session import Session as Session
 from jaxdl.generate.speculative import Speculated as Speculated
 from jaxdl.generate.speculative import speculate as speculate
-from jaxdl.generate.stream import stream as stream
-from jaxdl.generate.stream import text_of as text_of
+from jaxdl.generate.streaming import stream as stream
+from jaxdl.generate.streaming import text_of as text_of

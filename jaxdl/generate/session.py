@@ -14,7 +14,7 @@ from jaxdl.generate.contract import score_at
 from jaxdl.generate.loop import Loop, Plan, first, plan_of
 from jaxdl.generate.prompts import left_padded
 from jaxdl.generate.sampling import Sampler, greedy
-from jaxdl.generate.stream import follow
+from jaxdl.generate.streaming import follow
 
 # New tokens are read in pieces of these widths, so that few shapes are compiled.
 PIECES = (128, 16)

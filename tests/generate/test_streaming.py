@@ -132,7 +132,7 @@ def test_an_interrupt_within_a_step_spoils_nothing(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("jaxdl.generate.stream.go_on", interrupt)
+        patch.setattr("jaxdl.generate.streaming.go_on", interrupt)
         with pytest.raises(KeyboardInterrupt):
             next(pieces)
     assert sum(session.reply([1, 2, 3], max_new=NEW, every=2, **draws), []) == whole
