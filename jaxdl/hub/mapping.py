@@ -102,11 +102,16 @@ class Piece:
         shape = self.rule.transform.published_shape(self.shape)
         return self._with_axis(shape, self.total) if self._fused else shape
 
+    def splits(self, slices: Slices) -> bool:
+        """Whether a part of ours is read from a part of the published tensor."""
+        alone = self.rule.groups == 1
+        return alone and self.rule.transform.published_slices(slices) is not None
+
     def read(self, tensor: Tensor, slices: Slices) -> np.ndarray:
         """Our values at some slices, from as little of the published tensor as can."""
         transform = self.rule.transform
         part = transform.published_shape(self.shape)
-        where = None if self.rule.groups != 1 else transform.published_slices(slices)
+        where = transform.published_slices(slices) if self.splits(slices) else None
         wanted = tuple(slice(0, n) for n in part) if where is None else where
         if self.rule.groups != 1:
             values = self._ungrouped(tensor.read(), part)

@@ -1,6 +1,7 @@
 """From published tensors to params: each goes straight to its place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import math
 from typing import Any
 
 import jax
@@ -59,7 +60,8 @@ def load_params(
 def _array(shape, dtype, pieces: list[tuple[Piece, Tensor]], sharding) -> jax.Array:
     if sharding is None:
         whole = tuple(slice(0, size) for size in shape)
-        return jax.device_put(_values(whole, dtype, pieces))
+        # Waits, so that no more than one array is there twice at any time.
+        return jax.block_until_ready(jax.device_put(_values(whole, dtype, pieces)))
     parts: dict[tuple, np.ndarray] = {}  # several devices may hold the same part
 
     def part(index) -> np.ndarray:
@@ -76,15 +78,35 @@ def _array(shape, dtype, pieces: list[tuple[Piece, Tensor]], sharding) -> jax.Ar
 
 def _values(slices, dtype, pieces: list[tuple[Piece, Tensor]]) -> np.ndarray:
     """Some of the values of one of our arrays, whichever tensors they come from."""
-    values = np.empty([s.stop - s.start for s in slices], dtype)
+    values = _aligned([s.stop - s.start for s in slices], dtype)
     for piece, tensor in pieces:
         stacked = len(piece.index)
         place = tuple(i - s.start for i, s in zip(piece.index, slices, strict=False))
         if all(0 <= i < n for i, n in zip(place, values.shape, strict=False)):
-            # What is too large for the dtype becomes infinite, as in a cast anywhere.
-            with np.errstate(over="ignore", invalid="ignore"):
-                _copy(values[(*place, ...)], piece.read(tensor, slices[stacked:]))
+            ours = values[(*place, ...)]
+            for part in _parts(piece, slices[stacked:]):
+                own = tuple(
+                    slice(p.start - s.start, p.stop - s.start)
+                    for p, s in zip(part, slices[stacked:], strict=True)
+                )
+                # What is too large for the dtype becomes infinite, as in any cast.
+                with np.errstate(over="ignore", invalid="ignore"):
+                    _copy(ours[(*own, ...)], piece.read(tensor, part))
     return values
+
+
+def _parts(piece: Piece, slices) -> Iterator[tuple[slice, ...]]:
+    """A large piece in several, along its longest axis: decoded values take memory."""
+    sizes = [s.stop - s.start for s in slices]
+    number = math.prod(sizes) // 2**22  # of some 16 MB as float32
+    if number < 2 or not piece.splits(slices):
+        yield slices
+        return
+    axis = sizes.index(max(sizes))
+    step = -(-sizes[axis] // number)
+    for start in range(slices[axis].start, slices[axis].stop, step):
+        part = slice(start, min(start + step, slices[axis].stop))
+        yield (*slices[:axis], part, *slices[axis + 1 :])
 
 
 def _copy(ours: np.ndarray, published: np.ndarray) -> None:
@@ -103,6 +125,14 @@ def _copy(ours: np.ndarray, published: np.ndarray) -> None:
         ours[strip] = published[strip]
     if widened:
         ours <<= 16
+
+
+def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Memory that JAX can take as it is, without a copy: aligned to 64 bytes."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _published_names(
