@@ -35,13 +35,17 @@ def moved(params, seed=0):
     return tree.map_with_path(move, params)
 
 
-@pytest.mark.parametrize("kind", [finetune.LoRA, finetune.DoRA])
-@pytest.mark.parametrize("bias", [True, False])
-def test_adapters_keep_the_contract(kind, bias):
-    layer = kind(nn.Linear(4, 5, bias), rank=2, alpha=3.0)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Repeat(finetune.LoRA(nn.Linear(4, 4), rank=2), 3),
+        nn.Repeat(finetune.DoRA(nn.Linear(4, 4), rank=2), 3),
+        nn.Sequential([finetune.LoRA(nn.Linear(4, 5, bias=False), 2, 3.0, 0.5)]),
+        nn.Sequential([finetune.DoRA(nn.Linear(4, 5, bias=False), 2, 3.0, 0.5)]),
+    ],
+)
+def test_adapters_keep_the_contract(layer):
     check_module(layer, x)
-    check_module(nn.Repeat(kind(nn.Linear(4, 4, bias), rank=2), 3), x)
-    check_module(nn.Sequential([kind(nn.Linear(4, 5, bias), 2, 3.0, 0.5)]), x)
 
 
 @pytest.mark.parametrize("adapt", KINDS)
@@ -50,18 +54,19 @@ def test_an_adapted_decoder_starts_as_the_base_and_merges_to_what_it_computes(
 ):
     base = models.Decoder(CONFIG)
     params = base.init(key)
-    before = base(params, TOKENS)
+    run = jax.jit(lambda model, params: model(params, TOKENS), static_argnums=0)
+    before = run(base, params)
     model, adapted = adapt(base, params, ("**/attn/*", "**/mlp/*", "head"), key=key)
-    np.testing.assert_allclose(model(adapted, TOKENS), before, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run(model, adapted), before, rtol=1e-5, atol=1e-5)
     adapted = moved(adapted)
-    after = jax.jit(model)(adapted, TOKENS)
+    after = run(model, adapted)
     assert float(jnp.abs(after - before).max()) > 0.05
     plain, merged = finetune.merge(model, adapted)
     assert plain == base
     assert jax.tree.structure(merged) == jax.tree.structure(params)
-    np.testing.assert_allclose(plain(merged, TOKENS), after, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(run(plain, merged), after, rtol=1e-4, atol=1e-4)
     # The two halves of the model see the adapter of the head as well.
-    halves = model.hidden(adapted, TOKENS) @ model.head_kernel(adapted)
+    halves = jax.jit(lambda p: model.hidden(p, TOKENS) @ model.head_kernel(p))(adapted)
     np.testing.assert_allclose(halves, after, rtol=1e-4, atol=1e-4)
     bare, found = finetune.remove(model, adapted)
     assert bare == base
@@ -252,8 +257,8 @@ def test_a_decoder_learns_a_text_by_its_adapters_alone(bits, key):
         same = np.array_equal(leaf, tree.flatten(params)[path])
         assert same != tree.matches(finetune.ADAPTERS, path), path
     plain, merged = finetune.merge(model, after)
-    loss, _ = loss_of(plain)(merged, text)
-    assert loss == pytest.approx(float(loss_of(model)(after, text)[0]), abs=1e-3)
+    loss, _ = jax.jit(loss_of(plain))(merged, text)
+    assert loss == pytest.approx(float(metrics["loss"]), abs=0.02)
 
 
 def test_with_frozen_hands_a_key_to_a_loss_that_takes_one(key):

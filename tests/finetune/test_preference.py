@@ -122,13 +122,14 @@ def test_padding_and_joining_change_no_log_probability(key):
     model = models.Decoder(CONFIG)
     params = jax.tree.map(lambda leaf: 3.0 * leaf, model.init(key))
     batch = batch_of()
-    joined = finetune.pair_log_probs(model, params, batch)
+    run = jax.jit(lambda p, batch: finetune.pair_log_probs(model, p, batch))
+    joined = run(params, batch)
     batch["rejected"] = {k: v[:, :6] for k, v in batch["rejected"].items()}
-    apart = finetune.pair_log_probs(model, params, batch)
+    apart = run(params, batch)
     np.testing.assert_allclose(jnp.stack(joined), jnp.stack(apart), rtol=1e-4)
     prompt, better, _ = TRIPLES[0]
     tokens = jnp.asarray([[*prompt, *better]])
-    each = jax.nn.log_softmax(model(params, tokens))[0, len(prompt) - 1 : -1]
+    each = jax.nn.log_softmax(jax.jit(model)(params, tokens))[0, len(prompt) - 1 : -1]
     alone = sum(each[i, token] for i, token in enumerate(better))
     assert float(joined.chosen[0]) == pytest.approx(float(alone), rel=1e-4)
 
@@ -137,7 +138,8 @@ def test_lora_learns_which_answer_is_the_better(key):
     base = models.Decoder(CONFIG)
     model, params = finetune.lora(base, base.init(key), "**", key=key)
     batch = batch_of()
-    reference = finetune.pair_log_probs(*finetune.remove(model, params), batch)
+    bare, before = finetune.remove(model, params)
+    reference = jax.jit(lambda p, b: finetune.pair_log_probs(bare, p, b))(before, batch)
     trained, frozen = finetune.split(params)
     optimizer = optax.adam(1e-2)
     state = TrainState.create(trained, optimizer, key=key, model_state=frozen)

@@ -40,16 +40,16 @@ def test_a_conversation_learns_the_turns_that_are_marked():
         finetune.conversation([([5, 6, 7], False), ([8], True)], seq_len=2)
 
 
-@pytest.mark.parametrize("seq_len", [6, 16])
-def test_the_loss_of_packed_rows_is_that_of_the_examples_one_by_one(seq_len, key):
+def test_the_loss_of_packed_rows_is_that_of_the_examples_one_by_one(key):
     params = jax.tree.map(lambda leaf: 4.0 * leaf, MODEL.init(key))
     examples = [finetune.example(*pair) for pair in PAIRS]
-    rows = data.pack(examples, seq_len)
+    rows = data.pack(examples, 10)
+    assert rows["segment_ids"].max() == 2
     loss_fn = jax.jit(finetune.supervised_loss(MODEL))
     loss, entries = loss_fn(params, rows, key)
-    total = 0.0
+    run, total = jax.jit(MODEL), 0.0
     for made in examples:
-        logits = MODEL(params, made["inputs"][None])[0]
+        logits = run(params, made["inputs"][None])[0]
         each = losses.token_cross_entropy(logits, jnp.asarray(made["targets"]))
         total += float(jnp.sum(each * made["weights"]))
     count = sum(len(answer) for _, answer in PAIRS)
