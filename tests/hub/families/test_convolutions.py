@@ -35,7 +35,8 @@ def make(folder, name):
         config = transformers.ConvNextConfig(**CONVNEXT)
         ending = "Model" if "backbone" in name else "ForImageClassification"
         kind = getattr(transformers, f"ConvNext{ending}")
-    return checkpoint(folder, kind, config)
+    # Wide enough that one kind of gelu is told from another.
+    return checkpoint(folder, kind, config, spread=0.1 if "resnet" in name else 0.3)
 
 
 def pictures(side):

@@ -19,10 +19,13 @@ from tests.hub.families.tiny import (
     transformers,
 )
 
+# Weights are wide enough that one kind of gelu, or one epsilon, is told from another,
+# and that what is written is not always the same word.
 T5 = {
     "vocab_size": 61, "d_model": 32, "d_kv": 6, "d_ff": 40, "num_layers": 3,
     "num_decoder_layers": 2, "num_heads": 4, "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 10, "decoder_start_token_id": 0,
+    "initializer_factor": 0.05,
 }  # fmt: skip
 FAMILIES = {
     "t5": T5,
@@ -40,13 +43,17 @@ NEW = 10
 
 def make_t5(folder, name):
     config = transformers.T5Config(**FAMILIES[name])
-    return checkpoint(folder, transformers.T5ForConditionalGeneration, config)
+    return checkpoint(
+        folder, transformers.T5ForConditionalGeneration, config, spread=0.2
+    )
 
 
 def make_whisper(folder):
     config = transformers.WhisperConfig(**WHISPER)
     config.suppress_tokens = config.begin_suppress_tokens = None
-    return checkpoint(folder, transformers.WhisperForConditionalGeneration, config)
+    return checkpoint(
+        folder, transformers.WhisperForConditionalGeneration, config, spread=0.3
+    )
 
 
 def compare_states(ours, theirs, real=None):

@@ -20,6 +20,8 @@ from tests.hub.families.tiny import (
     transformers,
 )
 
+# Wide enough that one kind of gelu, or one epsilon, is told from another.
+SPREAD = 0.3
 SIZES = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 40,
     "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 24,
@@ -58,7 +60,9 @@ FAMILIES = {
 def make(folder, name, kind="ForMaskedLM"):
     family, sizes = FAMILIES[name]
     config = getattr(transformers, f"{family}Config")(**sizes)
-    return checkpoint(folder, getattr(transformers, family + kind), config)
+    return checkpoint(
+        folder, getattr(transformers, family + kind), config, spread=SPREAD
+    )
 
 
 def padded(theirs):

@@ -19,6 +19,8 @@ from tests.hub.families.tiny import (
     transformers,
 )
 
+# Wide enough that one kind of gelu, or one epsilon, is told from another.
+SPREAD = 0.3
 SIZES = {
     "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3,
     "num_attention_heads": 4, "image_size": 15, "patch_size": 5,
@@ -53,7 +55,9 @@ PAIRS = {
 def make(folder, name):
     family, kind, sizes = FAMILIES[name]
     config = getattr(transformers, f"{family}Config")(**sizes)
-    return checkpoint(folder, getattr(transformers, family + kind), config)
+    return checkpoint(
+        folder, getattr(transformers, family + kind), config, spread=SPREAD
+    )
 
 
 def make_pair(folder, name):
@@ -62,7 +66,9 @@ def make_pair(folder, name):
     config = getattr(transformers, f"{family}Config")(
         **PAIRS[name], vision_config=vision
     )
-    return checkpoint(folder, getattr(transformers, f"{family}Model"), config)
+    return checkpoint(
+        folder, getattr(transformers, f"{family}Model"), config, spread=SPREAD
+    )
 
 
 def pictures(height=15, width=15, number=2):

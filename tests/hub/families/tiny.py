@@ -16,15 +16,18 @@ transformers = pytest.importorskip("transformers")
 BATCH, SEQ = 2, 11
 
 
-def checkpoint(folder, model_class, config, seed=0):
-    """A seeded model of a configuration, every weight off its initial value."""
+def checkpoint(folder, model_class, config, seed=0, spread=0.08):
+    """A seeded model of a configuration, every weight off its initial value.
+
+    spread: how far the matrices are, as a standard deviation.
+    """
     torch.manual_seed(seed)
     config._attn_implementation = "eager"
     model = model_class(config).eval()
     with torch.no_grad():
         for _, weight in model.named_parameters():
             # Norms and biases start at ones and zeros, which hide what they do.
-            scale = 0.3 if weight.ndim == 1 else 0.08
+            scale = 0.3 if weight.ndim == 1 else spread
             weight += scale * torch.randn(weight.shape)
         for name, buffer in model.named_buffers():
             if "running" in name:  # statistics of batches: 0 and 1 at first
