@@ -1,11 +1,14 @@
 """Tiny decoders with every weight off its initial value, and prompts for them."""
 
+import functools
+
 import jax
 import numpy as np
 
 from jaxdl import models
 
 VOCAB = 13
+LONGEST = 24
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 3, 9], [9]]
 
 
@@ -29,15 +32,18 @@ def decoder(seed=0, scale=0.4, **changes):
     return model, params
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def run(model, params, tokens):
+    return model(params, tokens)
+
+
 def step_by_step(model, params, prompt, max_new, eos=()):
     """The oracle: all of the row again for every token, without a cache."""
     row, log_probs = list(prompt), []
-    run = jax.jit(model)
-    total = len(prompt) + max_new
     for _ in range(max_new):
-        padded = np.zeros((1, total), np.int32)
+        padded = np.zeros((1, LONGEST), np.int32)
         padded[0, : len(row)] = row
-        logits = run(params, padded)[0, len(row) - 1]
+        logits = run(model, params, padded)[0, len(row) - 1]
         token = int(logits.argmax())
         log_probs.append(float(jax.nn.log_softmax(logits)[token]))
         row.append(token)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdl import generate
-from tests.generate.small import PROMPTS, VOCAB, decoder
+from tests.generate.small import LONGEST, PROMPTS, VOCAB, decoder, run
 
 model, params = decoder()
 NEW = 4
@@ -14,10 +14,12 @@ NEW = 4
 
 def log_prob_of(prompt, continuations):
     """The log-probability of each of several continuations of equal length."""
-    rows = jnp.asarray([[*prompt, *row] for row in continuations])
-    logits = jax.nn.log_softmax(jax.jit(model)(params, rows[:, :-1]))
+    rows = np.zeros((len(continuations), LONGEST), int)
+    end = len(prompt) + len(continuations[0])
+    rows[:, :end] = [[*prompt, *row] for row in continuations]
+    logits = jax.nn.log_softmax(run(model, params, rows[:, :-1]))
     here = jnp.take_along_axis(logits, rows[:, 1:, None], axis=-1)[..., 0]
-    return np.asarray(here[:, len(prompt) - 1 :])
+    return np.asarray(here[:, len(prompt) - 1 : end - 1])
 
 
 def test_one_beam_is_greedy():
@@ -43,7 +45,7 @@ def test_with_room_for_all_it_finds_the_likeliest_of_all():
 
 
 def test_a_row_among_others_is_as_alone_and_scores_are_those_of_its_tokens():
-    given = dict(max_new=NEW, beams=3, eos=(0, 4), length_penalty=0.7)
+    given = dict(max_new=NEW, beams=3, eos=(0, 4), length_penalty=0.7, multiple=8)
     best = generate.beam_search(model, params, PROMPTS, **given)
     for number, prompt in enumerate(PROMPTS):
         alone = generate.beam_search(model, params, [prompt], **given)

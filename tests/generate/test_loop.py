@@ -36,7 +36,7 @@ def test_log_probabilities_of_training_are_those_of_generation():
 
 def test_a_row_among_others_is_as_alone():
     for number, prompt in enumerate(PROMPTS):
-        alone = generate.generate(model, params, [prompt], max_new=NEW)
+        alone = generate.generate(model, params, [prompt], max_new=NEW, multiple=8)
         assert alone.rows()[0] == greedy.rows()[number]
         np.testing.assert_allclose(
             alone.log_probs[0], greedy.log_probs[number], rtol=1e-5, atol=1e-5
@@ -159,7 +159,7 @@ def test_dropout_is_off():
     assert got.rows() == greedy.rows()
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3])
+@pytest.mark.parametrize("chunk", [1, 3])
 def test_a_prompt_read_in_pieces_is_the_same_prompt(chunk):
     got = generate.generate(model, params, PROMPTS, max_new=NEW, chunk=chunk)
     assert got.rows() == greedy.rows()

@@ -31,13 +31,12 @@ def chi_square(counts, expected):
     return (((counts - expected) ** 2)[fine] / expected[fine]).sum(), fine.sum() - 1
 
 
-@pytest.mark.parametrize("ahead", [1, 3])
 @pytest.mark.parametrize(
-    "sampler",
+    "sampler, ahead",
     [
-        generate.temperature(1.0),
-        generate.chain(generate.temperature(1.3), generate.top_k(3)),
-        generate.chain(generate.repetition_penalty(2.0), generate.top_p(0.95)),
+        (generate.temperature(1.0), 3),
+        (generate.chain(generate.temperature(1.3), generate.top_k(3)), 1),
+        (generate.chain(generate.repetition_penalty(2.0), generate.top_p(0.95)), 3),
     ],
     ids=["plain", "top_k", "penalty"],
 )
@@ -76,8 +75,15 @@ def joint(logits, sampler, prompt, length):
     return probs
 
 
-@pytest.mark.parametrize("changes", [{}, LOCAL], ids=["full", "window"])
-@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["batch", "one"])
+@pytest.mark.parametrize(
+    "changes, prompts",
+    [
+        pytest.param({}, PROMPTS, id="batch"),
+        pytest.param(LOCAL, PROMPTS[1:2], id="one, window"),
+        pytest.param(LOCAL, PROMPTS, id="batch, window", marks=pytest.mark.slow),
+        pytest.param({}, PROMPTS[:1], id="one", marks=pytest.mark.slow),
+    ],
+)
 def test_without_a_draw_it_says_what_the_model_says(changes, prompts):
     model, params = decoder(**changes)
     draft, draft_params = near(params, model)

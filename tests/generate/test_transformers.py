@@ -90,7 +90,12 @@ def test_greedy_with_a_penalty(pair):
 
 @pytest.mark.parametrize(
     "length_penalty, early_stopping",
-    [(1.0, False), (0.3, True), (0.5, "never"), (-1.0, False)],
+    [
+        (1.0, False),
+        (0.3, True),
+        pytest.param(0.5, "never", marks=pytest.mark.slow),
+        pytest.param(-1.0, False, marks=pytest.mark.slow),
+    ],
 )
 def test_beam_search(pair, length_penalty, early_stopping):
     ours, theirs = pair
