@@ -6,7 +6,14 @@ python -m benchmarks.run step loss --json figures.json
 
 from collections.abc import Sequence
 
-from benchmarks import bench_compile, bench_loss, bench_overhead, bench_step, harness
+from benchmarks import (
+    bench_compile,
+    bench_generate,
+    bench_loss,
+    bench_overhead,
+    bench_step,
+    harness,
+)
 from benchmarks.harness import Report
 
 BENCHES = {
@@ -14,6 +21,7 @@ BENCHES = {
     "compile": bench_compile.bench,
     "step": bench_step.bench,
     "loss": bench_loss.bench,
+    "generate": bench_generate.bench,
 }
 
 
