@@ -99,7 +99,7 @@ def read(file: Path) -> np.ndarray:
 
 
 def main(arguments: list[str] | None = None) -> np.ndarray:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recording", nargs="?", type=Path)
     parser.add_argument("--plot", type=Path, default=Path("voice.png"))
     given = parser.parse_args(arguments)

@@ -7,8 +7,8 @@ a plain parameter pytree.
 from importlib import metadata as _metadata
 
 from jaxdl import data as data
-from jaxdl import generate as generate
 from jaxdl import finetune as finetune
+from jaxdl import generate as generate
 from jaxdl import hub as hub
 from jaxdl import losses as losses
 from jaxdl import metrics as metrics

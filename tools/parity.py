@@ -13,11 +13,12 @@ from tests.hub.families.tiny import check_decoder
 PAGE = Path(__file__).parents[1] / "docs" / "parity.md"
 HEAD = """# Parity
 
-Decoders beside `transformers` (PyTorch), on tiny seeded checkpoints that it makes: every
-weight is moved off its initial value, and sizes are such that each feature shows. Held to
-1e-4 in float32 are the logits, the residual stream after every layer, left-padded rows and
-packed ones; eight greedy tokens through prefill and cache are the same. The number is the
-largest difference of the logits. `python -m tools.parity` makes this page.
+Decoders beside `transformers` (PyTorch), on tiny seeded checkpoints that it makes:
+every weight is moved off its initial value, and sizes are such that each feature
+shows. Held to 1e-4 in float32 are the logits, the residual stream after every layer,
+left-padded rows and packed ones; eight greedy tokens through prefill and cache are
+the same. The number is the largest difference of the logits. `python -m tools.parity`
+makes this page.
 
 | family | sizes and features of the checkpoint | largest difference |
 |---|---|---|

@@ -71,7 +71,7 @@ class Mamba(Module):
                 rank, inner, True, (None, "mlp"),
                 initializers.uniform(-bound, bound), StepInit(),
             ),
-            out=Linear(inner, self.dim, self.bias, into[::-1], self.out_init),
+            out=Linear(inner, self.dim, self.bias, ("mlp", "embed"), self.out_init),
         )  # fmt: skip
 
     @property
