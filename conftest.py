@@ -53,6 +53,10 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser  # noqa: E4
 # A module whose docstrings are tested alone must be the one that the package has.
 import jaxdl  # noqa: E402, F401
 
+# What tests import and what skips them without PyTorch: collected as files of doctests
+# they would be left half imported, and the tests could not import them again.
+collect_ignore = ["tests/nn/against_torch.py", "tests/hub/families/tiny.py"]
+
 # The first example compiles, so there is no deadline; CI always draws the same ones.
 hypothesis.settings.register_profile(
     "jaxdl", deadline=None, max_examples=25, derandomize="CI" in os.environ
