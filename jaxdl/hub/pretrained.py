@@ -16,8 +16,9 @@ from jaxdl.hub.families.family import family_of
 from jaxdl.hub.families.gguf import gguf_family
 from jaxdl.hub.files import HubError, read_json
 from jaxdl.hub.read import load_params
-from jaxdl.hub.tensors import open_tensors
+from jaxdl.hub.tensors import Tensors, open_tensors
 from jaxdl.hub.tokenizer_files import open_tokenizer
+from jaxdl.hub.tokenizer_gguf import gguf_tokenizer
 from jaxdl.hub.write import save_params
 
 # What a tokenizer can be read from, in a folder.
@@ -84,7 +85,7 @@ def load(
     params, state = _taken(both, wanted), _taken(both, own)
     if own and dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    return Pretrained(model, params, _tokenizer(place), config, state)
+    return Pretrained(model, params, _tokenizer(place, tensors), config, state)
 
 
 def save(
@@ -156,9 +157,11 @@ def _place(path: str | os.PathLike) -> Path:
     return Path(snapshot_download(str(path), allow_patterns=wanted))
 
 
-def _tokenizer(place: Path) -> Any:
+def _tokenizer(place: Path, tensors: Tensors) -> Any:
     """The tokenizer of a folder or file; None where there is none to read."""
-    if place.is_dir() and not any((place / name).exists() for name in TOKENIZERS):
+    if place.suffix == ".gguf":
+        return gguf_tokenizer(tensors.metadata, str(place))
+    if not any((place / name).exists() for name in TOKENIZERS):
         return None
     return open_tokenizer(place)
 
