@@ -54,6 +54,7 @@ from jaxdl.nn.recurrent import Recurrent as Recurrent
 from jaxdl.nn.recurrent import RNNCell as RNNCell
 from jaxdl.nn.rope import LinearScaling as LinearScaling
 from jaxdl.nn.rope import Llama3Scaling as Llama3Scaling
+from jaxdl.nn.rope import LongScaling as LongScaling
 from jaxdl.nn.rope import NTKScaling as NTKScaling
 from jaxdl.nn.rope import RoPE as RoPE
 from jaxdl.nn.rope import YarnScaling as YarnScaling

@@ -24,7 +24,7 @@ class RoPE(Module):
     `interleaved`, as in the paper and GPT-J (Su et al. 2021, arXiv:2104.09864).
 
     `rotary_dim` rotates only the first features and leaves the rest. `scaling` is one
-    of `LinearScaling`, `NTKScaling`, `YarnScaling`, `Llama3Scaling`.
+    of `LinearScaling`, `NTKScaling`, `YarnScaling`, `Llama3Scaling`, `LongScaling`.
     """
 
     head_dim: Size
@@ -175,3 +175,34 @@ class Llama3Scaling:
         span = self.high_frequency_factor - self.low_frequency_factor
         fast = np.clip((turns - self.low_frequency_factor) / span, 0.0, 1.0)
         return frequencies * fast + frequencies / self.factor * (1 - fast)
+
+
+@dataclasses.dataclass(frozen=True)
+class LongScaling:
+    """LongRoPE's: each pair is slowed by a factor of its own, of one of two sets.
+
+    short, long: what divides the frequencies, [width / 2] each (Ding et al. 2024,
+    arXiv:2402.13753; Phi-3 128k). `long` is for sequences beyond `original_length`.
+    Which it is follows from the longest of the positions given, as in `transformers`;
+    keys that a cache keeps from a shorter sequence were then turned by the other set.
+    `context` declares the longest sequence beforehand, which settles it for every call.
+    `magnitude` multiplies cos and sin, whichever set it is.
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_length: int
+    magnitude: float = 1.0
+    context: int | None = None
+
+    def __call__(self, frequencies: np.ndarray, rope: RoPE, positions: Any):
+        for name, factors in (("short", self.short), ("long", self.long)):
+            if len(factors) != rope.width // 2:
+                raise ValueError(
+                    f"LongScaling.{name}: expected {rope.width // 2} factors, one for "
+                    f"each pair of rotated features, got {len(factors)}"
+                )
+        short, long = (frequencies / np.asarray(f) for f in (self.short, self.long))
+        if self.context is not None:
+            return long if self.context > self.original_length else short
+        return jnp.where(positions.max() >= self.original_length, long, short)

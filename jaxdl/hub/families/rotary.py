@@ -1,12 +1,14 @@
 """Rotary positions as published configurations describe them, old and new."""
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
 from jaxdl.hub.files import HubError
 from jaxdl.nn.rope import (
     LinearScaling,
     Llama3Scaling,
+    LongScaling,
     NTKScaling,
     RoPE,
     YarnScaling,
@@ -32,8 +34,8 @@ def rope(
     partial = given.get(
         "partial_rotary_factor", config.get("partial_rotary_factor", 1.0)
     )
-    scaling = _scaling(config, given)
     rotary_dim = int(head_dim * partial)
+    scaling = _scaling(config, given, rotary_dim)
     return RoPE(
         head_dim,
         float(theta),
@@ -43,7 +45,7 @@ def rope(
     )
 
 
-def _scaling(config: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+def _scaling(config: Mapping[str, Any], given: Mapping[str, Any], width: int) -> Any:
     kind = given.get("rope_type", given.get("type", "default"))
     length = given.get(
         "original_max_position_embeddings", config.get("max_position_embeddings")
@@ -64,8 +66,11 @@ def _scaling(config: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
             )
         case "yarn":
             return _yarn(given, int(length))
+        case "longrope" | "su":
+            return _long(config, given, width)
     raise HubError(
-        f"rope_type: expected default, linear, dynamic, llama3 or yarn, got {kind!r}"
+        "rope_type: expected default, linear, dynamic, llama3, yarn or longrope, got "
+        f"{kind!r}"
     )
 
 
@@ -84,3 +89,31 @@ def _yarn(given: Mapping[str, Any], length: int) -> YarnScaling:
         magnitude,
         bool(given.get("truncate", True)),
     )
+
+
+def _long(
+    config: Mapping[str, Any], given: Mapping[str, Any], width: int
+) -> LongScaling:
+    # Phi-3's files have it beside the dict of the scaling.
+    length = config.get("original_max_position_embeddings") or given.get(
+        "original_max_position_embeddings", config["max_position_embeddings"]
+    )
+    factor = given.get("factor") or config["max_position_embeddings"] / length
+    magnitude = given.get("attention_factor")
+    if magnitude is None:
+        longer = math.log(factor) / math.log(length) if factor > 1 else 0.0
+        magnitude = math.sqrt(1.0 + longer)
+    return LongScaling(
+        _factors("short_factor", given, width),
+        _factors("long_factor", given, width),
+        int(length),
+        float(magnitude),
+    )
+
+
+def _factors(name: str, given: Mapping[str, Any], width: int) -> tuple[float, ...]:
+    found = given.get(name)
+    if not isinstance(found, list | tuple) or len(found) != width // 2:
+        got = len(found) if isinstance(found, list | tuple) else found
+        raise HubError(f"{name}: expected {width // 2} factors, got {got!r}")
+    return tuple(float(factor) for factor in found)
