@@ -23,6 +23,7 @@ from jaxdl.nn.attend import (
 from jaxdl.nn.cache import KVCache
 from jaxdl.nn.checks import check_positions
 from jaxdl.nn.dropout import Dropout
+from jaxdl.nn.layer_cache import LayerCache
 from jaxdl.nn.linear import Linear
 from jaxdl.nn.rope import RoPE
 
@@ -185,10 +186,10 @@ class Attention(Module):
             wanted = f"a mask of bools [{memory.shape[0]}, {memory.shape[1]}]"
             expect(mask.shape == memory.shape[:2] and mask.dtype == bool, wanted, mask)
             positions = jnp.where(mask, positions, -1)
-        return KVCache(k, v, positions, jnp.asarray(memory.shape[1], jnp.int32))
+        return KVCache.holding(k, v, positions)
 
     def _of_memory(self, params, x, memory: Any) -> "_Sight":
-        stored = isinstance(memory, KVCache)
+        stored = isinstance(memory, KVCache | LayerCache)
         seen = memory if stored else self.remember(params, memory)
         expect(seen.k.shape[0] == x.shape[0], f"a memory of batch {x.shape[0]}", seen.k)
         real = seen.positions >= 0 if stored else None

@@ -45,6 +45,11 @@ class KVCache(NamedTuple):
         positions = jnp.full((batch, slots), -1, jnp.int32)
         return cls(k, v, positions, jnp.zeros((), jnp.int32))
 
+    @classmethod
+    def holding(cls, k: jax.Array, v: jax.Array, positions: jax.Array) -> "KVCache":
+        """A full cache of these tokens: k and v [batch, new, ...]; where they stand."""
+        return cls(k, v, positions, jnp.asarray(k.shape[1], jnp.int32))
+
     def lost(self, new: int, window: int | None) -> Any:
         """Whether `new` more tokens overwrite keys that their queries still see."""
         if window is not None and self.slots >= window + new - 1:
@@ -54,18 +59,11 @@ class KVCache(NamedTuple):
     @property
     def slots(self) -> int:
         """How many tokens fit: a static number."""
-        return self.k.shape[1]
+        return self.k.shape[-3]
 
     def append(self, k: jax.Array, v: jax.Array, positions: jax.Array) -> "KVCache":
         """Writes the next tokens: k and v [batch, new, ...], positions [batch, new]."""
-        _check_new(self, k)
-        write = functools.partial(_write, self.length, self.slots)
-        return KVCache(
-            write(self.k, k),
-            write(self.v, v),
-            write(self.positions, positions),
-            self.length + k.shape[1],
-        )
+        return appended(self, self.holding(k, v, positions))
 
     def forget(self, new: int, keep: Int[Array, " batch"]) -> "KVCache":
         """Takes back the last `new` tokens but for each row's first `keep` of them.
@@ -101,6 +99,15 @@ class QuantizedKVCache(NamedTuple):
         positions = jnp.full(shape[:2], -1, jnp.int32)
         return cls(k, v, k_scale, v_scale, positions, jnp.zeros((), jnp.int32))
 
+    @classmethod
+    def holding(
+        cls, k: jax.Array, v: jax.Array, positions: jax.Array
+    ) -> "QuantizedKVCache":
+        """A full cache of these tokens; see `KVCache.holding`."""
+        (k, k_scale), (v, v_scale) = _quantized(k), _quantized(v)
+        length = jnp.asarray(k.shape[1], jnp.int32)
+        return cls(k, v, k_scale, v_scale, positions, length)
+
     @property
     def k(self) -> Float[Array, "batch slots kv_heads head_dim"]:
         """The keys as floats."""
@@ -116,23 +123,13 @@ class QuantizedKVCache(NamedTuple):
     @property
     def slots(self) -> int:
         """How many tokens fit: a static number."""
-        return self.k_bytes.shape[1]
+        return self.k_bytes.shape[-3]
 
     def append(
         self, k: jax.Array, v: jax.Array, positions: jax.Array
     ) -> "QuantizedKVCache":
         """Writes the next tokens; see `KVCache.append`."""
-        _check_new(self, k)
-        write = functools.partial(_write, self.length, self.slots)
-        (k, k_scale), (v, v_scale) = _quantized(k), _quantized(v)
-        return QuantizedKVCache(
-            write(self.k_bytes, k),
-            write(self.v_bytes, v),
-            write(self.k_scale, k_scale),
-            write(self.v_scale, v_scale),
-            write(self.positions, positions),
-            self.length + k.shape[1],
-        )
+        return appended(self, self.holding(k, v, positions))
 
     def forget(self, new: int, keep: Int[Array, " batch"]) -> "QuantizedKVCache":
         """Takes back tokens; see `KVCache.forget`."""
@@ -174,6 +171,14 @@ def _forget(positions, length, new: int, keep) -> tuple[jax.Array, jax.Array]:
     kept = jnp.arange(new) < keep[:, None]
     positions = positions.at[:, at].set(jnp.where(kept, positions[:, at], -1))
     return positions, length - new + keep.max()
+
+
+def appended(cache: Any, new: Any) -> Any:
+    """The cache with the tokens of another, which is full, after its own."""
+    _check_new(cache, new.k)
+    write = functools.partial(_write, cache.length, cache.slots)
+    arrays = jax.tree.map(write, cache[:-1], new[:-1])
+    return type(cache)(*arrays, cache.length + new.length)
 
 
 def cached_length(cache: Any) -> jax.Array:

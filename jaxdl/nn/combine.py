@@ -17,7 +17,7 @@ from jaxdl.core.keys import MISSING, Missing
 from jaxdl.core.module import Module, declared, inline
 from jaxdl.core.naming import describe, expect, join
 from jaxdl.core.param import Declaration
-from jaxdl.nn import routing
+from jaxdl.nn import layer_cache, routing
 from jaxdl.nn.routing import Layer
 
 
@@ -148,22 +148,29 @@ class Repeat(Module):
             else jax.random.split(key, self.num_layers)
         )
 
-        def step(x, layer):
-            params, carry, layer_key = layer
+        caches, carry = layer_cache.split(carry)
+
+        def step(before, layer):
+            x, caches = before
+            params, carry, layer_key, index = layer
             keywords = {**given, "key": key if layer_key is None else layer_key}
+            carry = layer_cache.at_layer(caches, carry, index)
             y, new = routing.run(self.block, params, x, carry, keywords)
             kept = y.shape == x.shape and y.dtype == x.dtype
             expect(kept, f"the block to keep {describe(x)}", y)
-            return y, new
+            caches, new = layer_cache.left(caches, new)
+            return (y, caches), new
 
         if self.remat:
             # Inside a scan XLA cannot undo the recomputation by common subexpressions.
             policy = None if self.remat is True else self.remat
             step = jax.checkpoint(step, policy=policy, prevent_cse=False)
-        x, new = jax.lax.scan(
-            step, x, (params, carry, keys), length=self.num_layers, unroll=self.unroll
-        )
-        return x if carry is None else (x, new)
+        index = jnp.arange(self.num_layers) if caches else None
+        (x, caches), new = jax.lax.scan(
+            step, (x, caches), (params, carry, keys, index),
+            length=self.num_layers, unroll=self.unroll,
+        )  # fmt: skip
+        return x if carry is None else (x, layer_cache.join(caches, new))
 
     def init_cache(self, *sizes: Any, **options: Any) -> Any:
         """Empty caches of all layers, stacked like params; see `Attention`."""
