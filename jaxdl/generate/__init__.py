@@ -18,6 +18,8 @@ from jaxdl.generate.sampling import temperature as temperature
 from jaxdl.generate.sampling import top_k as top_k
 from jaxdl.generate.sampling import top_p as top_p
 from jaxdl.generate.session import Session as Session
+from jaxdl.generate.source import Conditioned as Conditioned
+from jaxdl.generate.source import conditioned as conditioned
 from jaxdl.generate.speculative import Speculated as Speculated
 from jaxdl.generate.speculative import speculate as speculate
 from jaxdl.generate.streaming import stream as stream

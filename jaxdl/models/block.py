@@ -27,7 +27,8 @@ class Block(Module):
 
     Given a cache it returns (x, cache). With `cross` that is {"attn": ..., "memory":
     what `Attention.remember` made of the memory}, and it returns the first alone, as
-    the second does not change.
+    the second does not change. Where there are n times as many rows of x, each row of
+    that memory is read by n of them, one after the other.
     """
 
     attn_norm: Module | None
@@ -86,8 +87,14 @@ class Block(Module):
         cross_key, drop_key = split(key, 2)
         mask = None if memory_mask is None else memory_mask[:, None, None]
         y = self._normed(params, "cross_norm", x)
+        if hasattr(memory, "positions"):
+            # A memory has no order: those that read one row of it are its queries.
+            rows = memory.positions.shape[0]
+            expect(len(y) % rows == 0, f"a multiple of the memory's {rows} rows", y)
+            y = y.reshape(rows, -1, y.shape[-1])
         given = {"memory": memory, "mask": mask, "key": cross_key}
         y, _ = run(self.cross, params["cross"], y, None, given)  # type: ignore[arg-type]
+        y = y.reshape(x.shape)
         return tap(x + self.drop(params["drop"], y, key=drop_key), "resid_cross")
 
     def _normed(self, params, name: str, x):

@@ -5,14 +5,15 @@ import dataclasses
 from typing import Any, ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxdl.core import init as initializers
 from jaxdl.core.module import Module
+from jaxdl.core.naming import expect
 from jaxdl.models.block import Block, attention, feed_forward, norm
 from jaxdl.models.decoder import Layer
 from jaxdl.nn.attention import Attention
+from jaxdl.nn.cache import KVCache
 from jaxdl.nn.combine import Repeat, stack
 from jaxdl.nn.dropout import Dropout
 from jaxdl.nn.linear import Linear
@@ -130,24 +131,29 @@ def _attention(config: TransformerConfig, layer: Layer, causal: bool) -> Attenti
     return dataclasses.replace(attn, k=k)
 
 
-def start_cache(
+def remember(
     blocks: Module,
     params: Any,
     memory: Float[Array, "batch memory_seq dim"],
-    slots: int,
-    dtype: Any = jnp.float32,
     mask: Bool[Array, "batch memory_seq"] | None = None,
-) -> dict[str, Any]:
-    """The cache of blocks with cross-attention: room for tokens, and the memory's keys.
+) -> KVCache:
+    """The memory's keys and values, of all layers; `Attention.remember` for each.
 
     `blocks` are equal ones, as a `Repeat`; `mask` is False where the memory is padding.
     """
     assert isinstance(blocks, Repeat) and isinstance(blocks.block, Block)
     cross: Any = blocks.block.cross
 
-    def remember(layer_params):
+    def one(layer_params):
         return cross.remember(layer_params, memory, mask=mask)
 
-    seen = jax.vmap(remember)(params["cross"])
-    empty = blocks.init_cache(memory.shape[0], slots, dtype)
-    return {"attn": empty, "memory": seen}
+    return jax.vmap(one)(params["cross"])
+
+
+def reading(memory: Any, cache: Any) -> dict[str, Any]:
+    """The keywords of blocks that read a memory; with a cache what `remember` made."""
+    if cache is None:
+        expect(not isinstance(memory, KVCache), "a memory of states, no cache", memory)
+        return {"memory": memory}
+    expect(isinstance(memory, KVCache), "a remembered memory with a cache", memory)
+    return {"cache": {"attn": cache, "memory": memory}}

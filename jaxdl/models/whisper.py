@@ -11,7 +11,7 @@ from jaxdl.core.module import Module, fill, part, scoped
 from jaxdl.core.naming import expect
 from jaxdl.core.tap_primitive import tap
 from jaxdl.models.block import norm
-from jaxdl.models.transformer import TransformerConfig, blocks, start_cache
+from jaxdl.models.transformer import TransformerConfig, blocks, reading, remember
 from jaxdl.nn.cache import cached_length
 from jaxdl.nn.conv import Conv
 from jaxdl.nn.dropout import Dropout
@@ -118,22 +118,23 @@ class TextDecoder(Module):
         params,
         tokens: Int[Array, "batch seq"],
         *,
-        memory: Float[Array, "batch memory_seq dim"] | None = None,
+        memory: Any = None,
+        positions: Int[Array, "..."] | None = None,
         cache: Any = None,
         key: OptionalKey = MISSING,
     ) -> Any:
         expect(tokens.ndim == 2, "int [batch, seq]", tokens)
         first_key, blocks_key = split(key, 2)
-        positions = None
-        if cache is not None:
-            positions = cached_length(cache["attn"]) + jnp.arange(tokens.shape[1])
+        if cache is not None and positions is None:
+            positions = cached_length(cache) + jnp.arange(tokens.shape[1])
         x = self.embed(params["embed"], tokens)
         x = self.position(params["position"], x, positions=positions)
         x = self.drop(params["drop"], tap(x, "embed"), key=first_key)
-        x = self.blocks(params["blocks"], x, memory=memory, cache=cache, key=blocks_key)
+        given = {**reading(memory, cache), "positions": positions, "key": blocks_key}
+        x = self.blocks(params["blocks"], x, **given)
         if cache is None:
             return self.norm(params["norm"], x)
-        return self.norm(params["norm"], x[0]), {**cache, "attn": x[1]}
+        return self.norm(params["norm"], x[0]), x[1]
 
 
 class Whisper(Module):
@@ -144,8 +145,11 @@ class Whisper(Module):
     those of a log-mel spectrogram, twice as many as `source_len`, or fewer. To write
     what was heard, `encode` once, then
 
-        cache = model.init_cache(params, memory, slots)
-        logits, cache = model.decode(params, tokens, cache=cache)
+        memory = model.remember(params, model.encode(params, frames))
+        cache = model.init_cache(batch, slots)
+        logits, cache = model.decode(params, tokens, memory=memory, cache=cache)
+
+    which `generate.conditioned` does.
 
     Taps: `encoder/blocks/...` and `decoder/blocks/...` with `resid_pre`, `resid_mid`,
     `resid_cross` in the decoder, `resid_post`, those of `nn.Attention` under `attn` and
@@ -188,23 +192,53 @@ class Whisper(Module):
         return self.encoder(params["encoder"], frames, key=key)
 
     @scoped
+    def remember(self, params, memory: Float[Array, "batch memory_seq dim"]) -> Any:
+        """The keys and values of what `encode` gave, as decoding with a cache reads."""
+        decoder: Any = self.decoder
+        return remember(decoder.blocks, params["decoder"]["blocks"], memory)
+
+    @scoped
     def decode(
         self,
         params,
         tokens: Int[Array, "batch seq"],
         *,
-        memory: Float[Array, "batch memory_seq dim"] | None = None,
+        memory: Any = None,
+        positions: Int[Array, "..."] | None = None,
         cache: Any = None,
         key: OptionalKey = MISSING,
     ) -> Any:
-        """Logits [batch, seq, vocab_size]; of further tokens, given a cache.
+        """Logits [batch, seq, vocab_size]; with a cache, those and the cache.
 
-        With a cache, which has the memory in it, it returns (logits, cache).
+        The keywords are those of `hidden`.
         """
-        x = self.decoder(params["decoder"], tokens, memory=memory, cache=cache, key=key)
+        x = self.hidden(
+            params, tokens, memory=memory, positions=positions, cache=cache, key=key
+        )
         if cache is None:
             return self.logits(params, x)
         return self.logits(params, x[0]), x[1]
+
+    @scoped
+    def hidden(
+        self,
+        params,
+        tokens: Int[Array, "batch seq"],
+        *,
+        memory: Any = None,
+        positions: Int[Array, "..."] | None = None,
+        cache: Any = None,
+        key: OptionalKey = MISSING,
+    ) -> Any:
+        """What `logits` reads, [batch, seq, dim]; with a cache, that and the cache.
+
+        memory: what `encode` gave, [batch, seq, dim]; with a cache what `remember` made
+        of it. positions: [batch, seq], padding at negative ones; else from 0 on.
+        """
+        return self.decoder(
+            params["decoder"], tokens, memory=memory, positions=positions, cache=cache,
+            key=key,
+        )  # fmt: skip
 
     @scoped
     def logits(
@@ -214,19 +248,17 @@ class Whisper(Module):
         embed: Any = self.decoder.embed  # type: ignore[attr-defined]
         return tap(embed.logits(params["decoder"]["embed"], hidden), "logits")
 
-    @scoped
     def init_cache(
         self,
-        params,
-        memory: Float[Array, "batch memory_seq dim"],
+        batch: int,
         slots: int,
         dtype: Any = jnp.float32,
+        *,
+        chunk: int | None = None,
     ) -> Any:
-        """A cache for this many tokens, which holds the memory's keys and values."""
+        """An empty cache of the decoder; see `Attention.init_cache`."""
         decoder: Any = self.decoder
-        return start_cache(
-            decoder.blocks, params["decoder"]["blocks"], memory, slots, dtype
-        )
+        return decoder.blocks.init_cache(batch, slots, dtype, chunk=chunk)
 
 
 def sinusoids(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:

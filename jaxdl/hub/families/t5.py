@@ -1,4 +1,4 @@
-"""T5 and T5 1.1 (Flan-T5): encoder and decoder with relative biases."""
+"""T5, T5 1.1 (Flan-T5), mT5 and UMT5: encoder and decoder with relative biases."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,17 +24,24 @@ def build(config: Mapping[str, Any]) -> T5:
             decoder=_blocks(config, decoder, causal=True, cross=True),
             num_buckets=config.get("relative_attention_num_buckets", 32),
             max_distance=config.get("relative_attention_max_distance", 128),
+            shared_bias=config["model_type"] != "umt5",
             tie_embeddings=tied,
             # Newer files say it; in older ones it goes with the tied embedding.
-            scale_logits=config.get("scale_decoder_outputs", tied),
+            scale_logits=config["model_type"] != "mt5"
+            and config.get("scale_decoder_outputs", tied),
         )
     )
+
+
+def _feed_forward(config: Mapping[str, Any]) -> str:
+    usual = "relu" if config["model_type"] == "t5" else "gated-gelu"
+    return config.get("feed_forward_proj", usual)
 
 
 def _blocks(
     config: Mapping[str, Any], number: int, **changes: Any
 ) -> TransformerConfig:
-    kind = config.get("feed_forward_proj", "relu")
+    kind = _feed_forward(config)
     gated, name = kind.startswith("gated-"), kind.removeprefix("gated-")
     # The gelu of T5 1.1 is the approximate one, whatever it is called.
     name = "gelu_new" if kind == "gated-gelu" else name
@@ -61,7 +68,7 @@ def layer_tables(model: T5) -> dict[str, Layers]:
     return {"encoder": layers(encoder.blocks), "decoder": layers(decoder.blocks)}
 
 
-def half(name: str, gated: bool) -> tuple[Rule, ...]:
+def half(name: str, gated: bool, shared: bool) -> tuple[Rule, ...]:
     """The rules of the encoder or the decoder."""
     layer, block = f"{name}.block.{{{name}}}.layer", f"{name}/blocks/{{{name}}}"
     # The decoder's feed-forward layer comes after its cross-attention.
@@ -69,6 +76,9 @@ def half(name: str, gated: bool) -> tuple[Rule, ...]:
     mlp = f"{layer}.{last}.DenseReluDense"
     up = ("wi_0", "gate"), ("wi_1", "up")
     parts = [("SelfAttention", 0, "attn"), ("EncDecAttention", 1, "cross")]
+    # Where the bias is shared it is the first layer's.
+    biased = f"{name}.block.0.layer" if shared else layer
+    bias = f"{name}/bias" if shared else f"{block}/attn/bias"
     return (
         *[
             rule
@@ -85,10 +95,9 @@ def half(name: str, gated: bool) -> tuple[Rule, ...]:
             for p, q in [*(up if gated else [("wi", "up")]), ("wo", "down")]
             for rule in linear(f"{mlp}.{p}", f"{block}/mlp/{q}")
         ],
-        # The first layer's bias is that of all.
         Rule(
-            f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-            f"{name}/bias/embedding",
+            f"{biased}.0.SelfAttention.relative_attention_bias.weight",
+            f"{bias}/embedding",
         ),
         Rule(f"{name}.final_layer_norm.weight", f"{name}/norm/scale"),
     )
@@ -96,13 +105,13 @@ def half(name: str, gated: bool) -> tuple[Rule, ...]:
 
 def t5(config: Mapping[str, Any]) -> Family:
     """The family of a T5: names of the feed-forward layer say whether it is gated."""
-    gated = config.get("feed_forward_proj", "relu").startswith("gated-")
+    kinds = _feed_forward(config).startswith("gated-"), config["model_type"] != "umt5"
     return Family(
         build=build,
         rules=(
             Rule("shared.weight", "embed/embedding"),
-            *half("encoder", gated),
-            *half("decoder", gated),
+            *half("encoder", *kinds),
+            *half("decoder", *kinds),
             *linear("lm_head", "head"),
         ),
         layers=layer_tables,
@@ -114,4 +123,4 @@ def t5(config: Mapping[str, Any]) -> Family:
     )  # fmt: skip
 
 
-FAMILIES = {"t5": t5}
+FAMILIES = {"t5": t5, "mt5": t5, "umt5": t5}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import hub
+from jaxdl import generate, hub
 from tests.hub.families.tiny import (
     BATCH,
     checkpoint,
@@ -65,17 +65,10 @@ def compare_states(ours, theirs, real=None):
         compare(mine, other)
 
 
-def greedy(model, params, memory, first, **given):
-    """What the model writes, a token at a time, after reading two at once."""
-    cache = model.init_cache(params, memory, first.shape[1] + NEW, **given)
-    step = jax.jit(lambda p, t, cache: model.decode(p, t, cache=cache))
-    logits, cache = step(params, jnp.asarray(first), cache)
-    chosen = []
-    for _ in range(NEW):
-        token = logits[:, -1].argmax(-1)
-        chosen.append(token)
-        logits, cache = step(params, token[:, None], cache)
-    return np.stack(chosen, axis=1)
+def greedy(model, params, source, first, **given):
+    """What the model writes after these starts."""
+    reading = generate.conditioned(model, params, source, **given)
+    return generate.generate(*reading, first, max_new=NEW).tokens
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -111,7 +104,7 @@ def test_a_t5_is_that_of_transformers(name, tmp_path):
             decoder_input_ids=torch.tensor([[0, 5]] * BATCH), do_sample=False,
             eos_token_id=None,
         )  # fmt: skip
-    chosen = greedy(model, params, memory, np.array([[0, 5]] * BATCH), mask=ours)
+    chosen = greedy(model, params, ids, np.array([[0, 5]] * BATCH), mask=ours)
     np.testing.assert_array_equal(chosen, written[:, 2 : 2 + NEW].numpy())
 
 
@@ -163,7 +156,7 @@ def test_a_whisper_is_that_of_transformers(tmp_path):
     whole = model(params, frames, jnp.asarray(out))  # not under jit
     np.testing.assert_allclose(whole, logits, rtol=1e-4, atol=1e-4)
     first = np.array([[1, 5]] * BATCH)
-    chosen = greedy(model, params, memory, first)
+    chosen = greedy(model, params, frames, first)
     with torch.no_grad():
         written = torch.tensor(first)
         for _ in range(NEW):
