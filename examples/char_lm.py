@@ -94,7 +94,6 @@ def train(model: models.Decoder, training, heldout, given: argparse.Namespace):
         evaluate=lambda state: {"bits": bits(state.params)},
         eval_every=max(1, given.steps // 5),
         items={"characters": characters},
-        flops_per_step=6.0 * jd.count(params) * characters,  # but for the attention
         plot="runs/char_lm.png",
     )
     return state, before, bits(state.params)

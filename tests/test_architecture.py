@@ -15,7 +15,7 @@ FLOORS = [
     ["core"],
     ["nn"],
     ["optim", "losses", "metrics"],
-    ["shard"],
+    ["shard", "planning"],
     ["train"],
     ["data"],
     ["models"],
@@ -30,7 +30,7 @@ FLOORS = [
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # These serve any model, so they know none.
-KNOW_NO_MODEL = {"core", "shard", "train", "interpret"}
+KNOW_NO_MODEL = {"core", "shard", "planning", "train", "interpret"}
 
 HEAVY = [
     "gguf",

@@ -1,11 +1,12 @@
 """What we know of jaxprs: every fact about JAX's equations that may change is here.
 
-The rest of jaxdl sees only `Jaxpr`, `sub_jaxprs`, `loop_parts` and `find_taps`.
+The rest of jaxdl sees equations, their parameters' names, and what these say of them.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 import dataclasses
+import math
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
@@ -85,6 +86,26 @@ def count(eqn: JaxprEqn, seen: Counter[str]) -> None:
 def closed(jaxpr: Any) -> ClosedJaxpr:
     """A jaxpr from an equation's parameters, with its constants."""
     return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, [])
+
+
+def scope(eqn: JaxprEqn) -> str:
+    """Where an equation stands, within its jaxpr: the names of `jax.named_scope`."""
+    return str(eqn.source_info.name_stack)
+
+
+def is_recomputed(eqn: JaxprEqn) -> bool:
+    """Whether `jax.checkpoint` computes it a second time, for the backward pass."""
+    return "rematted_computation" in scope(eqn).split("/")
+
+
+def repetitions(eqn: JaxprEqn) -> int:
+    """How often the body of a scan runs, or on how many devices that of a shard_map."""
+    if eqn.primitive.name == SCAN:
+        return eqn.params["length"]
+    if eqn.primitive.name == "shard_map":
+        sizes = eqn.params["mesh"].shape
+        return math.prod(sizes[axis] for axis in eqn.params["newly_manual_axes"])
+    return 1
 
 
 def loop_parts(eqn: JaxprEqn) -> tuple[int, int]:

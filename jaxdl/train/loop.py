@@ -68,8 +68,8 @@ def fit(
     plot: where to draw the history at the end.
     items: what one step goes through, to show its speed: `{"tokens": 8192}`. Default:
       the batch's leading axis, as examples.
-    flops_per_step: of the whole program; shows the MFU where the device's peak is
-      known.
+    flops_per_step: of the whole program, to show the MFU where the device's peak is
+      known. Default: those of the jitted step (`jaxdl.planning.count_flops`).
 
     Metrics come from one step each, not from a mean since the last record: a resumed
     run records the same numbers. Speeds leave out compilation, evaluation and saving.
@@ -100,7 +100,7 @@ def fit(
             batch = feed.batch(index)
             state, metrics = step(state, batch)
             done = index + 1
-            recorder.stepped(done, state, batch, metrics)
+            recorder.stepped(step, done, state, batch, metrics)
             if done == start + 1:
                 _check_layout(layout, state)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from jaxdl.train.peak import peak_flops
+from jaxdl.planning.chips import peak_flops
+from jaxdl.planning.flops import jaxpr_flops
 
 PyTree = Any
 
@@ -22,8 +23,8 @@ class Meter:
     def __init__(self, items: Mapping[str, float], flops_per_step, devices):
         peaks = [peak_flops(device) for device in devices]
         self._items = items
-        self._flops = flops_per_step
-        self._peak = None if None in peaks else sum(p for p in peaks if p)
+        self.flops = flops_per_step
+        self.peak = None if None in peaks else sum(p for p in peaks if p)
         self._last: tuple[int, float] | None = None
 
     def now(self) -> float:
@@ -42,9 +43,20 @@ class Meter:
         speed = (step - last[0]) / max(at - last[1], 1e-9)
         rates = {"steps_per_second": speed}
         rates |= {f"{name}_per_second": speed * n for name, n in self._items.items()}
-        if self._flops and self._peak:
-            rates["mfu"] = speed * self._flops / self._peak
+        if self.flops and self.peak:
+            rates["mfu"] = speed * self.flops / self.peak
         return rates
+
+
+def flops_of(step: Any, state: PyTree, batch: PyTree) -> float | None:
+    """Model FLOPs of a jitted step, from its program; None where they are not known.
+
+    Only what `jax.jit` returned has its trace at hand: another function would run anew.
+    """
+    if not hasattr(step, "trace"):
+        return None
+    flops = jaxpr_flops(step.trace(state, batch).jaxpr.jaxpr)
+    return None if flops.loops or flops.opaque else flops.model
 
 
 def items_of(batch: PyTree) -> dict[str, int]:

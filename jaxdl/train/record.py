@@ -1,7 +1,7 @@
 """Gets the numbers from the device without making it wait, and hands them on."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 from typing import Any
 
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxdl.train.logs import History, Log
-from jaxdl.train.progress import Meter, Progress, items_of
+from jaxdl.train.progress import Meter, Progress, flops_of, items_of
 
 # How many steps may be under way at once: enough to hide the host's work, few enough
 # that their batches do not fill the device's memory.
@@ -54,10 +54,12 @@ class Recorder:
             if error[0] is None or issubclass(error[0], Exception):
                 stack.callback(self._settle)
 
-    def stepped(self, step: int, state: Any, batch: Any, metrics: dict) -> None:
-        """A step was dispatched: time to fetch what came before it."""
+    def stepped(
+        self, function: Callable, step: int, state: Any, batch: Any, metrics: dict
+    ) -> None:
+        """A step was dispatched, by `function`: time to fetch what came before it."""
         if self._meter is None:
-            self._meter = self._start_meter(step, state, batch, metrics)
+            self._meter = self._start_meter(function, step, state, batch, metrics)
         self._settle()
         # One number is enough to wait for: those of a step come all at once.
         self._in_flight.append(next(iter(metrics.values()), None))
@@ -85,13 +87,15 @@ class Recorder:
         if self._meter is not None:
             self._meter.start(step)
 
-    def _start_meter(self, step, state, batch, metrics) -> Meter:
+    def _start_meter(self, function, step, state, batch, metrics) -> Meter:
         # Waits once, for the first step: the time of its compilation is no speed.
         jax.block_until_ready(metrics)
         items = items_of(batch) if self._items is None else self._items
         leaves = [x for x in jax.tree.leaves(state) if isinstance(x, jax.Array)]
         devices = set().union(*(leaf.sharding.device_set for leaf in leaves))
         meter = Meter(items, self._flops, devices)
+        if self._flops is None and meter.peak is not None:
+            meter.flops = flops_of(function, state, batch)
         meter.start(step)
         return meter
 

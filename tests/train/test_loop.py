@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl.train import Checkpoints, JsonLines, TrainState, fit, make_step
+from jaxdl.planning import count_flops
+from jaxdl.train import Checkpoints, JsonLines, TrainState, fit, make_step, progress
 from jaxdl.train.record import IN_FLIGHT
 from tests.train import job
 
@@ -199,6 +200,17 @@ def test_speed_leaves_out_compilation_evaluation_and_saving(tmp_path, monkeypatc
     speeds = history.series("steps_per_second")[1]
     assert len(speeds) >= 6 and set(speeds) == {1.0}
     assert set(history.series("tokens_per_second")[1]) == {10.0}
+
+
+def test_the_mfu_comes_from_the_flops_of_the_step(monkeypatch):
+    monkeypatch.setattr(progress, "peak_flops", lambda device: 1e6)
+    _, history = run(3)
+    expected = count_flops(STEP, job.initial(), job.batch(0)).model
+    speeds = np.array(history.series("steps_per_second")[1])
+    np.testing.assert_allclose(history.series("mfu")[1], speeds * expected / 1e6)
+    # A function that is not jitted would run once more to be counted.
+    _, history = run(3, step=lambda state, batch: STEP(state, batch))
+    assert "mfu" not in history.names()
 
 
 def test_a_step_that_changes_the_layout_is_an_error():

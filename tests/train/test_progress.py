@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jaxdl.train import peak_flops
 from jaxdl.train import progress as progress_module
 from jaxdl.train.progress import Meter, Progress, items_of, summary
 
@@ -27,27 +26,6 @@ def clock(monkeypatch):
 
 H100 = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")
 CPU = SimpleNamespace(device_kind="cpu")
-
-
-@pytest.mark.parametrize(
-    ("kind", "peak"),
-    [
-        ("TPU v4", 275e12),
-        ("TPU v5 lite", 197e12),
-        ("TPU v5p", 459e12),
-        ("TPU v5", 459e12),
-        ("TPU v6 lite", 918e12),
-        ("NVIDIA A100-SXM4-40GB", 312e12),
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA B200", 2250e12),
-        ("cpu", None),
-        ("NVIDIA GeForce RTX 4090", None),
-    ],
-)
-def test_the_peak_is_that_of_the_kind_or_unknown(kind, peak):
-    assert peak_flops(SimpleNamespace(device_kind=kind)) == peak
 
 
 def test_rates_are_per_second_since_the_last_record(clock):
