@@ -16,6 +16,7 @@ from pathlib import Path
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax
@@ -42,6 +43,27 @@ before = peak()
 opened = jd.hub.load(sys.argv[1])
 jax.block_until_ready(opened.params)
 print((peak() - before) / jd.nbytes(opened.params))
+"""
+
+# Two prompts of one shape: the first may compile, the second is what is left then.
+FIRST_TOKEN = """
+import sys, time
+import jax, numpy as np, jaxdl as jd
+path, cache, width = sys.argv[1:]
+jax.config.update("jax_compilation_cache_dir", cache)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+start = time.perf_counter()
+opened = jd.hub.load(path)
+jax.block_until_ready(opened.params)
+loaded = time.perf_counter()
+print(loaded - start)
+for _ in range(2):
+    start = time.perf_counter()
+    prompt = np.arange(100, 100 + int(width))[None]
+    model, params = opened.model, opened.params
+    said = jd.generate.generate(model, params, prompt, max_new=1, key=None)
+    said.tokens.block_until_ready()
+    print(time.perf_counter() - start)
 """
 
 
@@ -130,6 +152,7 @@ def bench(report: Report) -> None:
         prompts = rng.integers(100, 40_000, (batch, width))
         _compare(report, path, opened, prompts, new, rounds, size / rate)
     _loading(report, path)
+    _first_token(report, path, 8 if report.quick else 128)
 
 
 def _compare(report, path, opened, prompts, new, rounds, bound: float) -> None:
@@ -185,6 +208,28 @@ def _loading(report: Report, path: Path) -> None:
     row = {"memory": "peak while loading, of the parameters' bytes", "times": ""}
     row["times"] = report.verdict("memory while loading", peak, MEMORY_LIMIT)
     report.add("loading SmolLM2-135M", [row])
+
+
+def _first_token(report: Report, path: Path, width: int) -> None:
+    """Three processes, one after the other, that share a compilation cache."""
+    rows = []
+    with tempfile.TemporaryDirectory() as cache:
+        for compiled in ("no", "yes", "yes, again"):
+            run = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", FIRST_TOKEN, str(path), cache,
+                 str(width)],
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            load, first, second = map(float, run.stdout.split())
+            rows.append(
+                {
+                    "compiled before": compiled,
+                    "loading, s": harness.number(load),
+                    "first token, s": harness.number(first),
+                    "of the next prompt, s": harness.number(second),
+                }
+            )
+    report.add(f"the first token after a prompt of {width}", rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> Report:
