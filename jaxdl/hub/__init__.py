@@ -8,6 +8,7 @@ from jaxdl.hub.pretrained import save as save
 from jaxdl.hub.read import load_params as load_params
 from jaxdl.hub.reshaping import Conv as Conv
 from jaxdl.hub.reshaping import Leading as Leading
+from jaxdl.hub.reshaping import LogOfNegative as LogOfNegative
 from jaxdl.hub.reshaping import PairedRows as PairedRows
 from jaxdl.hub.reshaping import Permute as Permute
 from jaxdl.hub.reshaping import Plus as Plus

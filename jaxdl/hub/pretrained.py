@@ -1,6 +1,7 @@
 """Published models as a whole: a folder or repository becomes model and params."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from jaxdl.core.derive import abstract, abstract_state, axes
 from jaxdl.core.module import Module, is_stateful
 from jaxdl.hub.families.family import family_of
 from jaxdl.hub.families.gguf import gguf_family
-from jaxdl.hub.files import HubError, read_json
+from jaxdl.hub.files import HubError, read_json, short
 from jaxdl.hub.read import load_params
 from jaxdl.hub.tensors import Tensors, open_tensors
 from jaxdl.hub.tokenizer_files import open_tokenizer
@@ -57,14 +58,14 @@ def load(
     """
     place = _place(path)
     tensors = open_tensors(place)
-    if place.suffix == ".gguf":
-        config, family = gguf_family(tensors.metadata)
-        # A file has no key for it: a tied head is simply not there.
-        config["tie_word_embeddings"] = "output.weight" not in tensors
-    else:
-        config = read_json(place / "config.json")
-        family = family_of(config)
-    model = family.build(config)
+    with _describing(place):
+        if place.suffix == ".gguf":
+            config, family = gguf_family(tensors)
+        else:
+            config = read_json(place / "config.json")
+            family = family_of(config)
+        model = family.build(config)
+    tensors = family.view(tensors)
     wanted, own = (abstract(model), abstract_state(model))
     shardings = None
     if mesh is not None:
@@ -121,6 +122,20 @@ def save(
     (Path(path) / "config.json").write_text(text + "\n")
 
 
+@contextlib.contextmanager
+def _describing(place: Path) -> Iterator[None]:
+    """Names the file whose configuration makes no model: it may say anything."""
+    try:
+        yield
+    except HubError as error:
+        if str(place) in str(error):
+            raise
+        raise HubError(f"{place}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        problem = f"{type(e).__name__}: {short(str(e), quote=False)}"
+        raise HubError(f"{place}: its configuration makes no model: {problem}") from e
+
+
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Two trees of one model in one: params, and the state beside them."""
     merged = dict(first)
@@ -160,6 +175,8 @@ def _place(path: str | os.PathLike) -> Path:
 def _tokenizer(place: Path, tensors: Tensors) -> Any:
     """The tokenizer of a folder or file; None where there is none to read."""
     if place.suffix == ".gguf":
+        if "tokenizer.ggml.model" not in tensors.metadata:
+            return None
         return gguf_tokenizer(tensors.metadata, str(place))
     if not any((place / name).exists() for name in TOKENIZERS):
         return None

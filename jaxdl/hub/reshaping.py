@@ -172,6 +172,19 @@ class Plus(Transform):
 
 
 @dataclasses.dataclass(frozen=True)
+class LogOfNegative(Transform):
+    """Ours is the logarithm of the published value's negative, in float32."""
+
+    def forward(self, array, shape):
+        # What is not negative has no logarithm: it is NaN, and so is the model.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.log(-array.astype(np.float32))
+
+    def inverse(self, array):
+        return (-np.exp(array.astype(np.float32))).astype(array.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
 class Chain(Transform):
     """One transform after the other, from the published side to ours."""
 

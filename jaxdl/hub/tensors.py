@@ -23,14 +23,14 @@ class Tensor:
     """One published tensor; `read()` gives its values, `read(index)` a part of them.
 
     stored: the values as they are in the file, memory-mapped; rows of bytes if
-    `decode` makes values [..., n] of them.
+    `decode` makes values [..., n] of them. Anything that is indexed as an array.
     """
 
     name: str
     file: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    stored: np.ndarray = dataclasses.field(repr=False)
+    stored: Any = dataclasses.field(repr=False)
     decode: Callable | None = dataclasses.field(default=None, repr=False)
 
     def read(self, index: Index = ()) -> np.ndarray:
@@ -46,6 +46,16 @@ class Tensor:
         index = index if isinstance(index, tuple) else (index,)
         index += (slice(None),) * (len(self.shape) - len(index))
         return self.decode(self.stored[index[:-1]])[..., index[-1]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Computed:
+    """An array that is made of others each time it is indexed; a `Tensor.stored`."""
+
+    make: Callable[[], np.ndarray]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.make()[index]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ import pytest
 
 from jaxdl.hub import (
     Leading,
+    LogOfNegative,
     PairedRows,
     Permute,
     Plus,
@@ -31,6 +32,7 @@ CASES = [
     (PairedRows(2), (8, 3)),
     (PairedRows(2), (8,)),
     (Plus(1.0), (3,)),
+    (LogOfNegative(), (3,)),
     (chain(transpose, Reshape((2, -1))), (3, 4)),
     (chain(PairedRows(2), transpose), (3, 8)),
     (chain(transpose, Permute((1, 0)), identity), (3, 4)),

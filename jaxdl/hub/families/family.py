@@ -6,8 +6,9 @@ import importlib
 from typing import Any
 
 from jaxdl.core.module import Module
-from jaxdl.hub.files import HubError
+from jaxdl.hub.files import HubError, short
 from jaxdl.hub.mapping import Layers, Rule
+from jaxdl.hub.tensors import Tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Family:
     ignore: patterns of published names that hold nothing learned.
     prefix: one that published names may have or lack.
     renamed: endings of names in older files, and what they are now.
+    view: how the tensors of a file are seen: one that it keeps in parts, as a whole.
     """
 
     build: Callable[[Mapping[str, Any]], Module]
@@ -28,6 +30,7 @@ class Family:
     ignore: tuple[str, ...] = ()
     prefix: str = ""
     renamed: tuple[tuple[str, str], ...] = ()
+    view: Callable[[Tensors], Tensors] = lambda tensors: tensors
 
     def current_name(self, name: str) -> str:
         """The name that the rules know of a tensor in an older file."""
@@ -57,9 +60,11 @@ FILES = {
     "mistral": "llama",
     "mixtral": "mixtral",
     "modernbert": "modernbert",
+    "mt5": "t5",
     "olmo2": "olmo2",
     "phi3": "phi3",
     "qwen2": "llama",
+    "qwen2_moe": "qwen3_moe",
     "qwen3": "llama",
     "qwen3_moe": "qwen3_moe",
     "resnet": "resnet",
@@ -67,14 +72,23 @@ FILES = {
     "siglip": "clip",
     "smollm3": "llama",
     "t5": "t5",
+    "umt5": "t5",
     "vit": "vit",
     "whisper": "whisper",
     "xlm-roberta": "bert",
 }
 
 
+# Fields of config.json that count things which are made or named one by one.
+COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers")
+COUNTS += ("num_decoder_layers", "decoder_layers")
+COUNTS += ("num_experts", "num_local_experts", "n_routed_experts")
+LARGEST_COUNT = 1 << 16
+
+
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family of a configuration, by its `model_type`; HubError if none has it."""
+    check_counts(config)
     kind = config.get("model_type")
     if kind not in FILES:
         known = ", ".join(sorted(FILES))
@@ -82,3 +96,14 @@ def family_of(config: Mapping[str, Any]) -> Family:
     file = importlib.import_module(f"jaxdl.hub.families.{FILES[kind]}")
     family = file.FAMILIES[kind]
     return family if isinstance(family, Family) else family(config)
+
+
+def check_counts(config: Any) -> None:
+    """HubError for more layers or experts than memory has room to list."""
+    if not isinstance(config, Mapping):
+        raise HubError(f"config.json: expected an object, got {short(config)}")
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            check_counts(value)
+        elif name in COUNTS and isinstance(value, int) and value > LARGEST_COUNT:
+            raise HubError(f"{name}: expected at most {LARGEST_COUNT}, got {value}")
