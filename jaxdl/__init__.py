@@ -15,9 +15,11 @@ from jaxdl import metrics as metrics
 from jaxdl import models as models
 from jaxdl import nn as nn
 from jaxdl import optim as optim
+from jaxdl import shard as shard
 from jaxdl import testing as testing
 from jaxdl import train as train
 from jaxdl.core import *  # noqa: F403
+from jaxdl.shard import mesh as mesh
 
 try:
     __version__ = _metadata.version("jaxdl")

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from rich.console import Console
+from rich.jupyter import JupyterMixin
 from rich.table import Table
 
 from jaxdl.core import tree
@@ -12,7 +13,22 @@ from jaxdl.core.module import Module
 from jaxdl.core.param import Declaration, State
 
 
-class Summary:
+class Shown(JupyterMixin):
+    """A value with `__rich__` that is as readable by `str` and in a notebook."""
+
+    def __str__(self) -> str:
+        console = Console(width=100, color_system=None)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+    __repr__ = __str__
+
+    def _repr_mimebundle_(self, include: Any = (), exclude: Any = (), **_: Any) -> dict:
+        return super()._repr_mimebundle_(include, exclude)  # type: ignore[misc]
+
+
+class Summary(Shown):
     """A rich table with a row for each array, for terminals and notebooks."""
 
     def __init__(self, title: str, rows: list[tuple[str, ...]], total: tuple[int, int]):
@@ -28,17 +44,6 @@ class Summary:
         for row in self.rows:
             table.add_row(*row)
         return table
-
-    def __str__(self) -> str:
-        console = Console(width=100, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
-
-    __repr__ = __str__
-
-    def _repr_mimebundle_(self, include: Any = (), exclude: Any = ()) -> dict:
-        return self.__rich__()._repr_mimebundle_(include, exclude)
 
 
 def summary(model: Module | Any) -> Summary:

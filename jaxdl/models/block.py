@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdl.core import init as initializers
 from jaxdl.core.keys import MISSING, OptionalKey, split
+from jaxdl.core.layout import constrain
 from jaxdl.core.module import Module
 from jaxdl.core.naming import expect
 from jaxdl.core.tap_primitive import tap
@@ -69,13 +70,13 @@ class Block(Module):
         y, new = run(self.attn, params["attn"], y, cache, given)
         y = self._normed(params, "attn_post_norm", y)
         y = self.drop(params["drop"], y, key=drop_key)
-        x = tap(self._normed(params, "attn_sum_norm", x + y), "resid_mid")
+        x = residual(self._normed(params, "attn_sum_norm", x + y), "resid_mid")
         if self.cross is not None:
             x = self._read(params, x, memory, memory_mask, drop_key)
         y = self._normed(params, "mlp_norm", x)
         y, _ = run(self.mlp, params["mlp"], y, None, {"key": mlp_key})
         y = self._normed(params, "mlp_post_norm", y)
-        x = tap(self._normed(params, "mlp_sum_norm", x + y), "resid_post")
+        x = residual(self._normed(params, "mlp_sum_norm", x + y), "resid_post")
         return x if cache is None else (x, new)
 
     def init_cache(self, *sizes: Any, **options: Any) -> Any:
@@ -95,11 +96,28 @@ class Block(Module):
         given = {"memory": memory, "mask": mask, "key": cross_key}
         y, _ = run(self.cross, params["cross"], y, None, given)  # type: ignore[arg-type]
         y = y.reshape(x.shape)
-        return tap(x + self.drop(params["drop"], y, key=drop_key), "resid_cross")
+        y = self.drop(params["drop"], y, key=drop_key)
+        return residual(x + y, "resid_cross")
 
     def _normed(self, params, name: str, x):
         norm = getattr(self, name)
         return x if norm is None else norm(params[name], x)
+
+
+def residual(
+    x: Float[Array, "batch seq dim"], name: str
+) -> Float[Array, "batch seq dim"]:
+    """The residual stream as it is written: named, and where the mesh has it."""
+    return tap(constrain(x, "batch", "sequence", "embed"), name)
+
+
+def scores(
+    logits: Float[Array, "... vocab"],
+) -> Float[Array, "... vocab"]:
+    """The scores of every token, named, and where the mesh has them."""
+    if logits.ndim == 3:  # those of single states are small
+        logits = constrain(logits, "batch", "sequence", "vocab")
+    return tap(logits, "logits")
 
 
 def block(config: Any, layer: Any) -> Block:

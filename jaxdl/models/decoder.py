@@ -12,8 +12,7 @@ from jaxdl.core import init as initializers
 from jaxdl.core.keys import MISSING, OptionalKey, split
 from jaxdl.core.module import Module, fill, part, scoped
 from jaxdl.core.naming import expect
-from jaxdl.core.tap_primitive import tap
-from jaxdl.models.block import block, norm
+from jaxdl.models.block import block, norm, residual, scores
 from jaxdl.nn.cache import cached_length
 from jaxdl.nn.combine import stack
 from jaxdl.nn.dropout import Dropout
@@ -218,7 +217,7 @@ class Decoder(Module):
             x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         if self.position is not None:
             x = self.position(params["position"], x, positions=positions)
-        x = self.drop(params["drop"], tap(x, "embed"), key=embed_key)
+        x = self.drop(params["drop"], residual(x, "embed"), key=embed_key)
         given = {"mask": mask, "segment_ids": segment_ids, "positions": positions}
         given = {n: v for n, v in given.items() if v is not None}
         if "key" in keywords(self.blocks):
@@ -240,7 +239,7 @@ class Decoder(Module):
         if self.config.final_softcap is not None:
             cap = self.config.final_softcap
             logits = cap * jnp.tanh(logits / cap)
-        return tap(logits, "logits")
+        return scores(logits)
 
     def head_kernel(self, params) -> Float[Array, "dim vocab"]:
         """The matrix [dim, vocab_size] that makes logits of `hidden`, tied or not."""

@@ -13,8 +13,7 @@ from jaxdl.core.keys import MISSING, OptionalKey, split
 from jaxdl.core.module import Module, fill, part, scoped
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
-from jaxdl.core.tap_primitive import tap
-from jaxdl.models.block import norm
+from jaxdl.models.block import norm, residual, scores
 from jaxdl.models.transformer import TransformerConfig, blocks
 from jaxdl.nn.dropout import Dropout
 from jaxdl.nn.linear import Embedding, Linear
@@ -159,7 +158,7 @@ class Encoder(Module):
             expect(fits, f"a mask of bools {list(tokens.shape)}", mask)
         embed_key, blocks_key = split(key, 2)
         x = self._embedded(params, tokens, mask, token_types, positions)
-        x = self.drop(params["drop"], tap(x, "embed"), key=embed_key)
+        x = self.drop(params["drop"], residual(x, "embed"), key=embed_key)
         x = self.blocks(
             params["blocks"], x, key=blocks_key,
             mask=None if mask is None else mask[:, None, None],
@@ -181,7 +180,7 @@ class Encoder(Module):
         logits = embed.logits(params["embed"], x)  # type: ignore[attr-defined]
         if "bias" in params["head"]:
             logits = logits + params["head"]["bias"]
-        return tap(logits, "logits")
+        return scores(logits)
 
     @scoped
     def pooled(

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdl.core.module import Module
 from jaxdl.core.tap_primitive import tap
+from jaxdl.models.block import residual
 
 
 class MambaBlock(Module):
@@ -36,7 +37,7 @@ class MambaBlock(Module):
         )
         if cache is not None:
             y, cache = y
-        x = tap(x + y, "resid_post")
+        x = residual(x + y, "resid_post")
         return x if cache is None else (x, cache)
 
     def init_cache(self, *sizes: Any, **options: Any) -> Any:

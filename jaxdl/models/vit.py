@@ -14,7 +14,7 @@ from jaxdl.core.module import Module, fill, part, scoped
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
 from jaxdl.core.tap_primitive import tap
-from jaxdl.models.block import feed_forward, norm
+from jaxdl.models.block import feed_forward, norm, residual
 from jaxdl.models.transformer import TransformerConfig, blocks
 from jaxdl.nn.adaptive_pool import AttentionPool
 from jaxdl.nn.dropout import Dropout
@@ -184,7 +184,7 @@ class ViT(Module):
         x = x + self._position(params["position"], grid).astype(x.dtype)
         if self.embed_norm is not None:
             x = self.embed_norm(params["embed_norm"], x)
-        x = self.drop(params["drop"], tap(x, "embed"), key=embed_key)
+        x = self.drop(params["drop"], residual(x, "embed"), key=embed_key)
         x = self.blocks(params["blocks"], x, key=blocks_key)
         return self.norm(params["norm"], x)
 

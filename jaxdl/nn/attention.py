@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdl.core import init as initializers
 from jaxdl.core.fields import Size
 from jaxdl.core.keys import MISSING, OptionalKey
+from jaxdl.core.layout import constrain
 from jaxdl.core.module import Module, fill, part, scoped
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
@@ -217,7 +218,7 @@ class Attention(Module):
         norm = getattr(self, f"{name}_norm", None)
         if norm is not None and norm.features != self.width:
             y = norm(params[f"{name}_norm"], y)
-        y = y.reshape(*x.shape[:2], -1, self.width)
+        y = constrain(y.reshape(*x.shape[:2], -1, self.width), *_AXES[name])
         if norm is not None and norm.features == self.width:
             y = norm(params[f"{name}_norm"], y)
         if self.rope is None or name == "v":
@@ -299,6 +300,11 @@ class Attention(Module):
             expect(alone, "a memory without segment_ids and cache", memory)
             placed = self.causal or self.window is not None or self.rope is not None
             expect(not placed, "no causal, window or rope with a memory", self)
+
+
+# Where the sequence is split, each device reads all keys and values for its queries.
+_KEYS = ("batch", "key_sequence", "kv_heads", None)
+_AXES = {"q": ("batch", "sequence", "heads", None), "k": _KEYS, "v": _KEYS}
 
 
 class _Sight(NamedTuple):

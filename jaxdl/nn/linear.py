@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdl.core import init as initializers
 from jaxdl.core.fields import Size
+from jaxdl.core.layout import constrain
 from jaxdl.core.module import Module, scoped
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
@@ -160,7 +161,13 @@ class Embedding(Module):
         integer = jnp.issubdtype(jnp.result_type(tokens), jnp.integer)
         expect(integer, "integer tokens", tokens)
         rows = params["embedding"].at[jnp.asarray(tokens)]
-        return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        y = rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        if y.ndim == 3:
+            # As the table is split, before the batch is. Else a table that is split by
+            # its features has its gradient written from the batch of all devices.
+            name = self.axes[1]
+            y = constrain(y, "batch", "sequence", name, first=name)
+        return y
 
     @scoped
     def logits(

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdl.core import init as initializers
 from jaxdl.core.fields import Size
+from jaxdl.core.layout import constrain
 from jaxdl.core.module import Module, fill, part
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
@@ -124,8 +125,11 @@ class MoE(Module):
 
     def _batched(self, params):
         def apply(name, x):
+            into, out = ("mlp", "embed") if name == "down" else ("embed", "mlp")
+            x = constrain(x, "expert", "batch", into)
             y = jnp.einsum("esi,eio->eso", x, params[name]["kernel"])
-            return y + params[name]["bias"][:, None] if self.bias else y
+            y = y + params[name]["bias"][:, None] if self.bias else y
+            return constrain(y, "expert", "batch", out)
 
         return apply
 

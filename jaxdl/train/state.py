@@ -1,13 +1,18 @@
 """Everything a training run carries from step to step, as one value."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
 import jax
 from jax.core import Tracer
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import optax
+
+from jaxdl import shard
+from jaxdl.core.layout import Kind, Rules
+from jaxdl.core.module import Module, is_stateful
 
 PyTree = Any
 
@@ -65,10 +70,98 @@ class TrainState(flax.struct.PyTreeNode):
         )
         return _onto_one_mesh(jax.tree.map(_copy, state))
 
+    @classmethod
+    def sharded(
+        cls,
+        model: Any,
+        optimizer: optax.GradientTransformation,
+        mesh: Mesh,
+        rules: Rules,
+        *,
+        key: jax.Array,
+        ema: bool = False,
+        axes: PyTree = None,
+        overrides: Mapping[str, PartitionSpec] | None = None,
+    ) -> "TrainState":
+        """Builds the state of step 0 on a mesh, each array where it belongs.
+
+        One compiled program: no array is whole on a host or device. The values are
+        those of `create(model.init(key), optimizer, key=key)`, with the model's state.
+
+        model: a Module, or a function from a key to params of any kind, with `axes`.
+        rules, axes, overrides: see `jd.shard.shardings`. The optimizer's state and the
+          average follow the params, as `jd.shard.optimizer_state` says; the model's
+          state and the rest are whole on every device.
+
+        Raises TypeError when `key` is not a typed key.
+        """
+        build = _builder(cls, model, optimizer, ema)
+        abstract = cls.abstract(
+            model, optimizer, mesh, rules,
+            key=key, ema=ema, axes=axes, overrides=overrides,
+        )  # fmt: skip
+        return jax.jit(build, out_shardings=abstract.shardings)(key)
+
+    @classmethod
+    def abstract(
+        cls,
+        model: Any,
+        optimizer: optax.GradientTransformation,
+        mesh: Mesh,
+        rules: Rules,
+        *,
+        key: jax.Array | None = None,
+        ema: bool = False,
+        axes: PyTree = None,
+        overrides: Mapping[str, PartitionSpec] | None = None,
+    ) -> "TrainState":
+        """The state that `sharded` builds, as `jax.ShapeDtypeStruct`s with shardings.
+
+        Nothing is allocated, and the mesh may be of devices that are not there.
+        """
+        key = jax.random.key(0) if key is None else key
+        _check_key(key)
+        shapes = jax.eval_shape(_builder(cls, model, optimizer, ema), key)
+        whole = NamedSharding(mesh, PartitionSpec())
+        placed = jax.tree.map(lambda _: whole, shapes)
+
+        def params(kind: Kind) -> PyTree:
+            of = model if isinstance(model, Module) else shapes.params
+            return shard.shardings(
+                of, mesh, rules, axes=axes, overrides=overrides, kind=kind
+            )
+
+        placed = placed.replace(
+            params=params("parameter"),
+            ema=params("optimizer") if ema else None,
+            opt_state=shard.optimizer_state(
+                optimizer, shapes.params, params("optimizer")
+            ),
+        )
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=sharding
+            ),
+            shapes,
+            placed,
+        )
+
     @property
     def shardings(self) -> "TrainState":
         """The sharding of every leaf; `make_step(..., shardings=state.shardings)`."""
         return jax.tree.map(lambda leaf: leaf.sharding, self)
+
+
+def _builder(cls, model: Any, optimizer: Any, ema: bool) -> Callable:
+    """`key -> state of step 0`, for jit and for shapes alone."""
+    stateful = is_stateful(model)
+
+    def build(key: jax.Array) -> TrainState:
+        params = model.init(key) if isinstance(model, Module) else model(key)
+        state = model.init_state(key) if stateful else None
+        return cls.create(params, optimizer, key=key, model_state=state, ema=ema)
+
+    return build
 
 
 def _check_key(key: Any) -> None:
