@@ -104,7 +104,7 @@ class Piece:
 
     def splits(self, slices: Slices) -> bool:
         """Whether a part of ours is read from a part of the published tensor."""
-        alone = self.rule.groups == 1
+        alone = self.rule.groups in (1, -1)
         return alone and self.rule.transform.published_slices(slices) is not None
 
     def read(self, tensor: Tensor, slices: Slices) -> np.ndarray:
@@ -113,11 +113,10 @@ class Piece:
         part = transform.published_shape(self.shape)
         where = transform.published_slices(slices) if self.splits(slices) else None
         wanted = tuple(slice(0, n) for n in part) if where is None else where
-        if self.rule.groups != 1:
+        if self.rule.groups not in (1, -1):
             values = self._ungrouped(tensor.read(), part)
         elif self._fused:
-            own = wanted[self.rule.axis]
-            own = slice(self.start + own.start, self.start + own.stop)
+            own = self._own(wanted[self.rule.axis])
             values = tensor.read(self._with_axis(wanted, own))
         else:
             values = tensor.read(wanted)
@@ -132,6 +131,13 @@ class Piece:
     @property
     def _fused(self) -> bool:
         return len(self.rule.paths) > 1
+
+    def _own(self, part: slice) -> slice:
+        """Where a stretch of this part is along the axis of the published tensor."""
+        if self.rule.groups == 1:
+            return slice(self.start + part.start, self.start + part.stop)
+        turns, turn = self.total // self.size, self.start // self.size
+        return slice(part.start * turns + turn, part.stop * turns, turns)
 
     def _with_axis(self, values: tuple, value: Any) -> tuple:
         at = self.rule.axis % len(values)

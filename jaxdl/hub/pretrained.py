@@ -86,6 +86,8 @@ def load(
     params, state = _taken(both, wanted), _taken(both, own)
     if own and dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    # What was packed is decoded: saved again it is what is then said of it.
+    config = {n: v for n, v in config.items() if n != "quantization_config"}
     return Pretrained(model, params, _tokenizer(place, tensors), config, state)
 
 

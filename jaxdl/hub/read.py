@@ -102,11 +102,19 @@ def _parts(piece: Piece, slices) -> Iterator[tuple[slice, ...]]:
     if number < 2 or not piece.splits(slices):
         yield slices
         return
-    axis = sizes.index(max(sizes))
+    axis = _outer(piece, sizes)
     step = -(-sizes[axis] // number)
     for start in range(slices[axis].start, slices[axis].stop, step):
         part = slice(start, min(start + step, slices[axis].stop))
         yield (*slices[:axis], part, *slices[axis + 1 :])
+
+
+def _outer(piece: Piece, sizes: Sequence[int]) -> int:
+    """The longest axis but that of the published rows: they are decoded whole."""
+    marked = tuple(slice(axis, axis + 1) for axis in range(len(sizes)))
+    published = piece.rule.transform.published_slices(marked)
+    inner = published[-1].start if published else -1
+    return max(range(len(sizes)), key=lambda axis: (axis != inner, sizes[axis]))
 
 
 def _copy(ours: np.ndarray, published: np.ndarray) -> None:

@@ -16,11 +16,14 @@ from jaxdl.hub.families.common import (
     PRE_NORMS,
     decoder_config,
     layer_table,
+    linear,
     with_experts,
 )
 from jaxdl.hub.families.family import Family
+from jaxdl.hub.files import HubError
 from jaxdl.hub.mapping import Rule
-from jaxdl.hub.reshaping import transpose
+from jaxdl.hub.mxfp4 import unpacked
+from jaxdl.hub.reshaping import identity, transpose
 from jaxdl.models.decoder import Decoder
 from jaxdl.nn.moe import MoE
 from jaxdl.nn.router import Router
@@ -40,7 +43,7 @@ class BoundedGLU:
 
 
 def build(config: Mapping[str, Any]) -> Decoder:
-    """A gpt-oss of this configuration (weights in bfloat16, not in MXFP4)."""
+    """A gpt-oss of this configuration."""
     kinds = ["full_attention" if i % 2 else "sliding_attention"
              for i in range(config["num_hidden_layers"])]  # fmt: skip
     config = {"layer_types": kinds, "attention_bias": True, **config}
@@ -66,22 +69,33 @@ GATE_UP = {
     kind: tuple(f"{BLOCK}/mlp/experts/{name}/{kind}" for name in ("gate", "up"))
     for kind in ("kernel", "bias")
 }
-GPT_OSS = Family(
-    build=build,
-    rules=(
-        *EMBEDDING,
-        *PRE_NORMS,
-        *ATTENTION,
-        Rule(f"{LAYER}.self_attn.sinks", f"{BLOCK}/attn/sinks"),
-        Rule(f"{LAYER}.mlp.router.weight", f"{BLOCK}/mlp/router/kernel", transpose),
-        Rule(f"{LAYER}.mlp.router.bias", f"{BLOCK}/mlp/router/bias"),
-        # Columns of gate and up take turns.
-        Rule(f"{EXPERTS}.gate_up_proj", GATE_UP["kernel"], axis=-1, groups=-1),
-        Rule(f"{EXPERTS}.gate_up_proj_bias", GATE_UP["bias"], axis=-1, groups=-1),
-        Rule(f"{EXPERTS}.down_proj", f"{BLOCK}/mlp/experts/down/kernel"),
-        Rule(f"{EXPERTS}.down_proj_bias", f"{BLOCK}/mlp/experts/down/bias"),
-    ),
-    layers=layer_table,
-    ignore=IGNORED,
-)
-FAMILIES = {"gpt_oss": GPT_OSS}
+
+
+def gpt_oss(config: Mapping[str, Any]) -> Family:
+    """The family of a gpt-oss: experts in MXFP4 are published as rows [out, in]."""
+    method = (config.get("quantization_config") or {}).get("quant_method", "mxfp4")
+    if method != "mxfp4":
+        raise HubError(f"quant_method: expected mxfp4, got {method!r}")
+    four_bits = bool(config.get("quantization_config"))
+    kernel, axis = (transpose, -2) if four_bits else (identity, -1)
+    return Family(
+        build=build,
+        rules=(
+            *EMBEDDING,
+            *PRE_NORMS,
+            *ATTENTION,
+            Rule(f"{LAYER}.self_attn.sinks", f"{BLOCK}/attn/sinks"),
+            *linear(f"{LAYER}.mlp.router", f"{BLOCK}/mlp/router"),
+            # Columns of gate and up take turns.
+            Rule(f"{EXPERTS}.gate_up_proj", GATE_UP["kernel"], kernel, axis, -1),
+            Rule(f"{EXPERTS}.gate_up_proj_bias", GATE_UP["bias"], axis=-1, groups=-1),
+            Rule(f"{EXPERTS}.down_proj", f"{BLOCK}/mlp/experts/down/kernel", kernel),
+            Rule(f"{EXPERTS}.down_proj_bias", f"{BLOCK}/mlp/experts/down/bias"),
+        ),
+        layers=layer_table,
+        ignore=IGNORED,
+        view=unpacked if four_bits else lambda tensors: tensors,
+    )
+
+
+FAMILIES = {"gpt_oss": gpt_oss}
