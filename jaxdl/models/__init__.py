@@ -7,6 +7,7 @@ from jaxdl.models.convnext import ConvNeXt as ConvNeXt
 from jaxdl.models.decoder import Decoder as Decoder
 from jaxdl.models.decoder import DecoderConfig as DecoderConfig
 from jaxdl.models.decoder import Layer as Layer
+from jaxdl.models.encoder import Classifier as Classifier
 from jaxdl.models.encoder import Encoder as Encoder
 from jaxdl.models.encoder import EncoderConfig as EncoderConfig
 from jaxdl.models.encoder import MaskedHead as MaskedHead

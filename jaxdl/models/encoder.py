@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxdl.core.keys import MISSING, OptionalKey, split
 from jaxdl.core.module import Module, fill, part, scoped
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
+from jaxdl.core.tap_primitive import tap
 from jaxdl.models.block import norm, residual, scores
 from jaxdl.models.transformer import TransformerConfig, blocks
 from jaxdl.nn.dropout import Dropout
@@ -32,6 +33,10 @@ class EncoderConfig:
     embed_norm, final_norm: norms of the embedding, and of what the last block leaves.
     pooler: a layer on the first token's state, for `Encoder.pooled`.
     masked_head: what guesses masked tokens; the model then returns logits.
+    classifier: what scores classes; the model then returns its logits. No other head
+    beside it.
+
+    Raises ValueError for both of the last two.
     """
 
     vocab_size: int = 30522
@@ -43,6 +48,13 @@ class EncoderConfig:
     final_norm: bool = False
     pooler: bool = False
     masked_head: "MaskedHead | None" = None
+    classifier: "Classifier | None" = None
+
+    def __post_init__(self):
+        if self.masked_head is not None and self.classifier is not None:
+            raise ValueError(
+                "EncoderConfig: expected a masked_head or a classifier, got both"
+            )
 
 
 class MaskedHead(Module):
@@ -84,14 +96,72 @@ class MaskedHead(Module):
         return self.norm(params["norm"], x)
 
 
+class Classifier(Module):
+    """Scores classes, of texts or of tokens: [batch, seq, dim] -> [..., num_classes].
+
+    pool: what stands for a text, the state of its "first" token or the "mean" of its
+    real ones; None scores every token, [batch, seq, num_classes].
+    activation: of a layer between, norm(activation(dense(x))); None for no layer.
+    """
+
+    dim: int
+    num_classes: int
+    pool: Literal["first", "mean"] | None = "first"
+    activation: Callable[[jax.Array], jax.Array] | None = jnp.tanh
+    dense_bias: bool = True
+    norm: Module | None = None
+    dense: Module | None = part(default=None)
+    out: Module = part(default=None)
+
+    def __post_init__(self):
+        if self.pool not in ("first", "mean", None):
+            raise ValueError(
+                f"Classifier.pool: expected first, mean or None, got {self.pool!r}"
+            )
+        dim, init = self.dim, initializers.normal(0.02)
+        if self.activation is not None:
+            fill(self, dense=Linear(dim, dim, self.dense_bias, ("embed", None), init))
+        out = Linear(dim, self.num_classes, True, ("embed", "vocab"), init)
+        fill(self, out=out)
+
+    def __call__(
+        self,
+        params,
+        x: Float[Array, "batch seq dim"],
+        *,
+        mask: Bool[Array, "batch seq"] | None = None,
+    ) -> Float[Array, "batch ... classes"]:
+        if self.pool is not None:
+            x = x[:, 0] if self.pool == "first" else mean_of_real(x, mask)
+        if self.dense is not None and self.activation is not None:
+            x = self.activation(self.dense(params["dense"], x))
+        if self.norm is not None:
+            x = self.norm(params["norm"], x)
+        return tap(self.out(params["out"], x), "logits")
+
+
+def mean_of_real(
+    x: Float[Array, "batch seq dim"], mask: Bool[Array, "batch seq"] | None
+) -> Float[Array, "batch dim"]:
+    """The mean state of tokens that are no padding: [batch, seq, dim] -> [batch, dim].
+
+    0 for a text that has none.
+    """
+    if mask is None:
+        return x.mean(1)
+    real = mask[..., None]
+    return jnp.where(real, x, 0).sum(1) / jnp.maximum(real.sum(1), 1)
+
+
 class Encoder(Module):
     """Reads text both ways: int [batch, seq] -> states [batch, seq, dim], or logits.
 
     (Devlin et al. 2018, arXiv:1810.04805.) With a masked_head it returns logits [batch,
-    seq, vocab_size]; `hidden` gives the states all the same, `pooled` one of them, and
-    `sentence` a unit vector for each text. `mask` [batch, seq] is False where a token
-    is padding, and `token_types` [batch, seq] are 0 if not given. Positions count from
-    0 along the row; where there is an offset they count real tokens, as RoBERTa does.
+    seq, vocab_size], with a classifier [batch, num_classes] or those of every token.
+    `hidden` gives the states all the same, `pooled` one of them, and `sentence` a unit
+    vector for each text. `mask` [batch, seq] is False where a token is padding, and
+    `token_types` [batch, seq] are 0 if not given. Positions count from 0 along the row;
+    where there is an offset they count real tokens, as RoBERTa does.
 
     Taps: `embed`, `blocks/resid_pre`, `blocks/resid_mid`, `blocks/resid_post`,
     `blocks/mlp/hidden`, those of `nn.Attention` under `blocks/attn`, `logits`.
@@ -107,6 +177,7 @@ class Encoder(Module):
     norm: Module | None = part(default=None)
     pooler: Module | None = part(default=None)
     head: Module | None = part(default=None)
+    classifier: Module | None = part(default=None)
 
     def __post_init__(self):
         config, inner = self.config, self.config.blocks
@@ -116,6 +187,7 @@ class Encoder(Module):
             drop=Dropout(inner.dropout),
             blocks=blocks(inner),
             head=config.masked_head,
+            classifier=config.classifier,
         )
         if config.token_types:
             table = Embedding(config.token_types, inner.dim, (None, "embed"))
@@ -131,9 +203,18 @@ class Encoder(Module):
             axes, init = ("embed", None), initializers.normal(0.02)
             fill(self, pooler=Linear(inner.dim, inner.dim, True, axes, init))
 
-    def __call__(self, params, tokens: Int[Array, "batch seq"], **given: Any) -> Any:
+    def __call__(
+        self,
+        params,
+        tokens: Int[Array, "batch seq"],
+        *,
+        mask: Bool[Array, "batch seq"] | None = None,
+        **given: Any,
+    ) -> Any:
         """The keywords are those of `hidden`."""
-        x = self.hidden(params, tokens, **given)
+        x = self.hidden(params, tokens, mask=mask, **given)
+        if self.classifier is not None:
+            return self.classifier(params["classifier"], x, mask=mask)
         return x if self.head is None else self.logits(params, x)
 
     @scoped
@@ -207,12 +288,7 @@ class Encoder(Module):
         Each is the mean state of its real tokens (Reimers and Gurevych 2019,
         arXiv:1908.10084); the scalar product of two is the cosine between them.
         """
-        x = self.hidden(params, tokens, mask=mask, **given)
-        if mask is None:
-            mean = x.mean(1)
-        else:
-            real = mask[..., None]
-            mean = jnp.where(real, x, 0).sum(1) / jnp.maximum(real.sum(1), 1)
+        mean = mean_of_real(self.hidden(params, tokens, mask=mask, **given), mask)
         length = jnp.linalg.norm(mean, axis=-1, keepdims=True)
         return mean / jnp.maximum(length, 1e-12)
 

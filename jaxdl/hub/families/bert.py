@@ -6,9 +6,10 @@ from typing import Any
 from jaxdl.hub.families.activations import activation, exact_gelu
 from jaxdl.hub.families.common import BLOCK, layer_norm, layer_table, linear
 from jaxdl.hub.families.family import Family
+from jaxdl.hub.families.heads import OUT, classifier, masked_head, published_as
 from jaxdl.hub.files import HubError
 from jaxdl.hub.mapping import Rule
-from jaxdl.models.encoder import Encoder, EncoderConfig, MaskedHead
+from jaxdl.models.encoder import Encoder, EncoderConfig
 from jaxdl.models.transformer import TransformerConfig
 
 
@@ -38,29 +39,13 @@ def build(config: Mapping[str, Any]) -> Encoder:
             position_offset=0 if bert else config.get("pad_token_id", 1) + 1,
             token_types=config.get("type_vocab_size", 2),
             pooler=published_as(config, "Model"),
+            classifier=classifier(config, inner.dim),
             # RoBERTa's head has this activation whatever its blocks have.
             masked_head=masked_head(
                 config, inner, inner.activation if bert else exact_gelu
             ),
         )
     )
-
-
-def published_as(config: Mapping[str, Any], *endings: str) -> bool:
-    """Whether the file is of such a kind: `BertModel`, `BertForMaskedLM`."""
-    return any(n.endswith(endings) for n in config.get("architectures") or ())
-
-
-def masked_head(
-    config: Mapping[str, Any], inner: TransformerConfig, act: Any, **changes: Any
-) -> MaskedHead | None:
-    """What guesses masked tokens, where the file has it (BertForMaskedLM)."""
-    if not published_as(config, "ForMaskedLM", "ForPreTraining"):
-        return None
-    if not config.get("tie_word_embeddings", True):
-        raise HubError("tie_word_embeddings: expected a head that is tied, got False")
-    vocab_size = config["vocab_size"]
-    return MaskedHead(inner.dim, vocab_size, act, inner.epsilon, **changes)
 
 
 def rules(name: str) -> tuple[Rule, ...]:
@@ -87,6 +72,9 @@ BERT = Family(
     build=build,
     rules=(
         *rules("bert"),
+        # The pooler of a classifier is a part of it.
+        *linear("bert.pooler.dense", "classifier/dense"),
+        *OUT,
         *linear("cls.predictions.transform.dense", "head/dense"),
         *layer_norm("cls.predictions.transform.LayerNorm", "head/norm"),
         Rule("cls.predictions.bias", "head/bias"),
@@ -103,19 +91,29 @@ BERT = Family(
         (".LayerNorm.beta", ".LayerNorm.bias"),
     ),
 )  # fmt: skip
-ROBERTA = Family(
-    build=build,
-    rules=(
-        *rules("roberta"),
-        *linear("lm_head.dense", "head/dense"),
-        *layer_norm("lm_head.layer_norm", "head/norm"),
-        Rule("lm_head.bias", "head/bias"),
-    ),
-    layers=layer_table,
-    ignore=("**.position_ids", "lm_head.decoder.*", "**pooler.dense.*"),
-    prefix="roberta.",
-)
+
+
+def roberta(config: Mapping[str, Any]) -> Family:
+    """The family of a RoBERTa: a classifier of texts has its layers inside."""
+    texts = published_as(config, "ForSequenceClassification")
+    out = linear("classifier.out_proj", "classifier/out") if texts else OUT
+    return Family(
+        build=build,
+        rules=(
+            *rules("roberta"),
+            *linear("classifier.dense", "classifier/dense"),
+            *out,
+            *linear("lm_head.dense", "head/dense"),
+            *layer_norm("lm_head.layer_norm", "head/norm"),
+            Rule("lm_head.bias", "head/bias"),
+        ),
+        layers=layer_table,
+        ignore=("**.position_ids", "lm_head.decoder.*", "**pooler.dense.*"),
+        prefix="roberta.",
+    )
+
+
 FAMILIES = {
     "bert": BERT,
-    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), ROBERTA),
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), roberta),
 }

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from jaxdl.hub.families.activations import activation
-from jaxdl.hub.families.bert import masked_head
 from jaxdl.hub.families.common import BLOCK, layer_norm, layer_table, linear
 from jaxdl.hub.families.family import Family
+from jaxdl.hub.families.heads import OUT, classifier, masked_head
 from jaxdl.hub.mapping import Rule
 from jaxdl.models.encoder import Encoder, EncoderConfig
 from jaxdl.models.transformer import TransformerConfig
@@ -30,6 +32,7 @@ def build(config: Mapping[str, Any]) -> Encoder:
             seq_len=config["max_position_embeddings"],
             token_types=0,
             masked_head=masked_head(config, inner, inner.activation),
+            classifier=classifier(config, inner.dim, jax.nn.relu),
         )
     )
 
@@ -49,6 +52,8 @@ DISTILBERT = Family(
         *linear(f"{LAYER}.ffn.lin1", f"{BLOCK}/mlp/up"),
         *linear(f"{LAYER}.ffn.lin2", f"{BLOCK}/mlp/down"),
         *layer_norm(f"{LAYER}.output_layer_norm", f"{BLOCK}/mlp_sum_norm"),
+        *linear("pre_classifier", "classifier/dense"),
+        *OUT,
         *linear("vocab_transform", "head/dense"),
         *layer_norm("vocab_layer_norm", "head/norm"),
         Rule("vocab_projector.bias", "head/bias"),

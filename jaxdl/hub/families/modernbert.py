@@ -4,16 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdl.hub.families.activations import activation
-from jaxdl.hub.families.bert import masked_head
 from jaxdl.hub.families.common import BLOCK, layer_norm, layer_table, linear
 from jaxdl.hub.families.family import Family
+from jaxdl.hub.families.heads import OUT, masked_head, num_classes, published_as
 from jaxdl.hub.families.rotary import rope
 from jaxdl.hub.files import HubError
 from jaxdl.hub.mapping import Rule
 from jaxdl.hub.reshaping import transpose
 from jaxdl.models.decoder import Layer
-from jaxdl.models.encoder import Encoder, EncoderConfig
+from jaxdl.models.encoder import Classifier, Encoder, EncoderConfig
 from jaxdl.models.transformer import TransformerConfig
+from jaxdl.nn.norm import LayerNorm
 
 
 def build(config: Mapping[str, Any]) -> Encoder:
@@ -52,7 +53,31 @@ def build(config: Mapping[str, Any]) -> Encoder:
                 dense_bias=config.get("classifier_bias", False),
                 norm_bias=norm_bias,
             ),
+            classifier=classifier(config, inner),
         )
+    )
+
+
+def classifier(
+    config: Mapping[str, Any], inner: TransformerConfig
+) -> Classifier | None:
+    """What scores classes; that of tokens has a layer before it too."""
+    texts = published_as(config, "ForSequenceClassification")
+    if not texts and not published_as(config, "ForTokenClassification"):
+        return None
+    pool = {"cls": "first", "mean": "mean"}.get(config.get("classifier_pooling", "cls"))
+    if texts and pool is None:
+        raise HubError(
+            "classifier_pooling: expected cls or mean, got "
+            f"{config['classifier_pooling']!r}"
+        )
+    return Classifier(
+        inner.dim,
+        num_classes(config),
+        pool if texts else None,  # type: ignore[arg-type]
+        activation(config.get("classifier_activation", "gelu")),
+        config.get("classifier_bias", False),
+        LayerNorm(inner.dim, inner.epsilon, bias=inner.bias),
     )
 
 
@@ -105,6 +130,9 @@ MODERNBERT = Family(
         *layer_norm("model.final_norm", "norm"),
         *linear("head.dense", "head/dense"),
         *layer_norm("head.norm", "head/norm"),
+        *linear("head.dense", "classifier/dense"),
+        *layer_norm("head.norm", "classifier/norm"),
+        *OUT,
         Rule("decoder.bias", "head/bias"),
     ),
     layers=layer_table,

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdl.hub.families.bert import published_as
 from jaxdl.hub.families.common import layer_norm, linear
 from jaxdl.hub.families.family import Family
-from jaxdl.hub.families.vit import num_classes
+from jaxdl.hub.families.heads import num_classes, published_as
 from jaxdl.hub.files import HubError
 from jaxdl.hub.mapping import Rule
 from jaxdl.hub.reshaping import conv

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 
 from jaxdl.hub.families.activations import activation
-from jaxdl.hub.families.bert import published_as
 from jaxdl.hub.families.common import BLOCK, layer_norm, layer_table, linear
 from jaxdl.hub.families.family import Family
+from jaxdl.hub.families.heads import num_classes, published_as
 from jaxdl.hub.mapping import Rule
 from jaxdl.hub.reshaping import Leading, conv, transpose
 from jaxdl.models.transformer import TransformerConfig
@@ -68,12 +68,6 @@ def dinov2_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 def pair(size: Any) -> tuple[int, int]:
     """Height and width, from one number for both or from two."""
     return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def num_classes(config: Mapping[str, Any]) -> int:
-    """How many classes a classifier knows; two where the file does not say."""
-    labels = config.get("id2label")
-    return len(labels) if labels else config.get("num_labels", 2)
 
 
 def embeddings(name: str) -> tuple[Rule, ...]:
