@@ -1,5 +1,8 @@
-"""What optax lacks for trees with paths: rates, masks and freezing by pattern."""
+"""What optax lacks: optimisers, small states, muP, and rates by path."""
 
 from jaxdl.optim.by_path import decay_mask as decay_mask
 from jaxdl.optim.by_path import freeze as freeze
 from jaxdl.optim.by_path import scale_by_path as scale_by_path
+from jaxdl.optim.eigenbasis import SoapState as SoapState
+from jaxdl.optim.eigenbasis import scale_by_soap as scale_by_soap
+from jaxdl.optim.eigenbasis import soap as soap

@@ -57,7 +57,7 @@ def freeze(
     chosen = (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
     def labels(params: PyTree) -> PyTree:
-        frozen = _fitting(chosen, params)
+        frozen = fitting(chosen, params)
         return tree.map_with_path(
             lambda path, _: "frozen" if path in frozen else "trained", params
         )
@@ -79,7 +79,7 @@ def decay_mask(*exempt: str) -> Callable[[PyTree], PyTree]:
 
     def mask(params: PyTree) -> PyTree:
         if exempt:
-            chosen = _fitting(exempt, params)
+            chosen = fitting(exempt, params)
         else:
             leaves = tree.flatten(params)
             chosen = {p for p in leaves if any(tree.matches(e, p) for e in _UNDECAYED)}
@@ -95,7 +95,7 @@ _UNDECAYED = ("**/bias", "**/scale")
 def _labels(params: PyTree, patterns: Iterable[str]) -> PyTree:
     """The pattern that each leaf fits, or _REST."""
     patterns = list(patterns)
-    _fitting(patterns, params)  # raises for one that fits nothing
+    fitting(patterns, params)  # raises for one that fits nothing
 
     def label(path: str, _: Any) -> str:
         fits = [pattern for pattern in patterns if tree.matches(pattern, path)]
@@ -106,7 +106,7 @@ def _labels(params: PyTree, patterns: Iterable[str]) -> PyTree:
     return tree.map_with_path(label, params)
 
 
-def _fitting(patterns: Iterable[str], params: PyTree) -> set[str]:
+def fitting(patterns: Iterable[str], params: PyTree) -> set[str]:
     """The paths that fit a pattern, which must each fit one.
 
     A parameter that an outer `optax.masked`, `optax.partition` or `freeze` has masked
