@@ -15,6 +15,7 @@ from jaxdl.core.derive import abstract, abstract_state, axes
 from jaxdl.core.module import Module, is_stateful
 from jaxdl.hub.families.family import family_of
 from jaxdl.hub.families.gguf import gguf_family
+from jaxdl.hub.families.heads import is_bare
 from jaxdl.hub.files import HubError, read_json, short
 from jaxdl.hub.read import load_params
 from jaxdl.hub.tensors import Tensors, open_tensors
@@ -119,6 +120,7 @@ def save(
         path,
         layers=family.layers(model),
         max_shard_bytes=max_shard_bytes,
+        without=family.prefix if is_bare(config) else "",
     )
     text = json.dumps(dict(config), indent=2, sort_keys=True)
     (Path(path) / "config.json").write_text(text + "\n")

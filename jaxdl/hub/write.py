@@ -26,12 +26,14 @@ def save_params(
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int = 5_000_000_000,
     layers: Layers | Mapping[str, Layers] | None = None,
+    without: str = "",
 ) -> None:
     """Writes params as `model.safetensors`, or as shards with an index if large.
 
     The inverse of `load_params`: what it read comes out byte for byte, in the dtype of
     the params. One tensor at a time is in memory. `metadata` is text beside
-    `{"format": "pt"}`, which other libraries ask for. Raises HubError if the folder
+    `{"format": "pt"}`, which other libraries ask for. `without` is left out where names
+    begin with it. Raises HubError if the folder
     has weights already: what is left of those could be read with the new ones.
     """
     folder = Path(folder)
@@ -39,7 +41,8 @@ def save_params(
     if old:
         raise HubError(f"{folder}: has weights already ({old}); name an empty folder")
     leaves = tree.flatten(params)
-    shards = _shards(_tensors(plan(rules, params, layers), leaves), max_shard_bytes)
+    pieces = plan(rules, params, layers)
+    shards = _shards(_tensors(pieces, leaves, without), max_shard_bytes)
     header = {"format": "pt", **(metadata or {})}
     folder.mkdir(parents=True, exist_ok=True)
     if len(shards) == 1:
@@ -74,10 +77,12 @@ class _ToWrite:
         return np.ascontiguousarray(join_parts(self.pieces, ours))
 
 
-def _tensors(pieces: list[Piece], leaves: Mapping[str, Any]) -> Iterator[_ToWrite]:
+def _tensors(
+    pieces: list[Piece], leaves: Mapping[str, Any], without: str
+) -> Iterator[_ToWrite]:
     by_name: dict[str, list[Piece]] = {}
     for piece in pieces:
-        by_name.setdefault(piece.name, []).append(piece)
+        by_name.setdefault(piece.name.removeprefix(without), []).append(piece)
     for name, parts in by_name.items():
         dtypes = {np.dtype(leaves[piece.path].dtype) for piece in parts}
         if len(dtypes) > 1:

@@ -3,6 +3,8 @@
 from jaxdl.models.cnn import cnn as cnn
 from jaxdl.models.contrastive import Contrastive as Contrastive
 from jaxdl.models.contrastive import ContrastiveConfig as ContrastiveConfig
+from jaxdl.models.contrastive import ImageTower as ImageTower
+from jaxdl.models.contrastive import TextTower as TextTower
 from jaxdl.models.convnext import ConvNeXt as ConvNeXt
 from jaxdl.models.decoder import Decoder as Decoder
 from jaxdl.models.decoder import DecoderConfig as DecoderConfig

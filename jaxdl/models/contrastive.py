@@ -1,4 +1,4 @@
-"""A text tower and an image tower that meet in one space: CLIP and SigLIP."""
+"""Text and image towers that meet in one space, and each alone: CLIP and SigLIP."""
 
 import dataclasses
 import math
@@ -41,12 +41,59 @@ class ContrastiveConfig:
     bias: bool = False
 
     def __post_init__(self):
-        named = self.text_pool in ("end", "highest", "last")
-        if not named or (self.text_pool == "end" and self.end_token is None):
-            raise ValueError(
-                "ContrastiveConfig.text_pool: expected highest, last, or end with an "
-                f"end_token, got {self.text_pool!r}"
-            )
+        _check_pool("ContrastiveConfig.text_pool", self.text_pool, self.end_token)
+
+
+class TextTower(Module):
+    """A text as one vector: int [texts, seq] -> [texts, features], of any length.
+
+    The state of one token, chosen as `ContrastiveConfig` says, and projected where
+    there is a text_projection. `mask` [texts, seq] is False where a token is padding.
+    `text.hidden` gives the states of all.
+
+    Raises ValueError for a pool of another name, or "end" without an end_token.
+    """
+
+    text: Encoder
+    pool: Literal["end", "highest", "last"] = "end"
+    end_token: int | None = None
+    text_projection: Linear | None = None
+
+    def __post_init__(self):
+        _check_pool("TextTower.pool", self.pool, self.end_token)
+
+    def __call__(
+        self,
+        params,
+        tokens: Int[Array, "texts seq"],
+        *,
+        mask: Bool[Array, "texts seq"] | None = None,
+        key: OptionalKey = MISSING,
+    ) -> Float[Array, "texts features"]:
+        states = self.text(params["text"], tokens, mask=mask, key=key)
+        x = _standing(states, tokens, self.pool, self.end_token)
+        return _projected(self.text_projection, params, "text_projection", x)
+
+
+class ImageTower(Module):
+    """An image as one vector: [images, height, width, in] -> [images, features].
+
+    What `ViT.pooled` gives, projected where there is an image_projection.
+    """
+
+    image: ViT
+    image_projection: Linear | None = None
+
+    def __call__(
+        self,
+        params,
+        images: Float[Array, "images height width in"],
+        *,
+        key: OptionalKey = MISSING,
+    ) -> Float[Array, "images features"]:
+        hidden = self.image.hidden(params["image"], images, key=key)
+        x = self.image.pooled(params["image"], hidden)
+        return _projected(self.image_projection, params, "image_projection", x)
 
 
 class Contrastive(Module):
@@ -119,15 +166,9 @@ class Contrastive(Module):
     ) -> Float[Array, "texts features"]:
         """Texts as vectors of length 1: int [texts, seq] -> [texts, features]."""
         states = self.text(params["text"], tokens, mask=mask, key=key)
-        match self.config.text_pool:
-            case "end":
-                place = (tokens == self.config.end_token).argmax(-1)
-            case "highest":
-                place = tokens.argmax(-1)
-            case _:
-                place = jnp.full(tokens.shape[:1], tokens.shape[1] - 1)
-        x = jnp.take_along_axis(states, place[:, None, None], axis=1)[:, 0]
-        return _unit(self.text_projection(params["text_projection"], x))
+        pool, end = self.config.text_pool, self.config.end_token
+        x = _standing(states, tokens, pool, end)
+        return _unit(_projected(self.text_projection, params, "text_projection", x))
 
     @scoped
     def encode_image(
@@ -142,9 +183,31 @@ class Contrastive(Module):
         x = image.pooled(
             params["image"], image.hidden(params["image"], images, key=key)
         )
-        if self.image_projection is not None:
-            x = self.image_projection(params["image_projection"], x)
-        return _unit(x)
+        return _unit(_projected(self.image_projection, params, "image_projection", x))
+
+
+def _standing(states, tokens, pool: str, end_token: int | None) -> Array:
+    """The states that stand for texts: [texts, seq, dim] -> [texts, dim]."""
+    match pool:
+        case "end":
+            place = (tokens == end_token).argmax(-1)
+        case "highest":
+            place = tokens.argmax(-1)
+        case _:
+            place = jnp.full(tokens.shape[:1], tokens.shape[1] - 1)
+    return jnp.take_along_axis(states, place[:, None, None], axis=1)[:, 0]
+
+
+def _projected(projection: Any, params, name: str, x: Array) -> Array:
+    return x if projection is None else projection(params[name], x)
+
+
+def _check_pool(where: str, pool: str, end_token: int | None) -> None:
+    known = pool in ("end", "highest", "last")
+    if not known or (pool == "end" and end_token is None):
+        raise ValueError(
+            f"{where}: expected highest, last, or end with an end_token, got {pool!r}"
+        )
 
 
 def _unit(x: Array) -> Array:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 import numpy as np
 
 from jaxdl.core import init as initializers
@@ -14,7 +14,7 @@ from jaxdl.core.module import Module, fill, part, scoped
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
 from jaxdl.core.tap_primitive import tap
-from jaxdl.models.block import feed_forward, norm, residual
+from jaxdl.models.block import feed_forward, norm
 from jaxdl.models.transformer import TransformerConfig, blocks
 from jaxdl.nn.adaptive_pool import AttentionPool
 from jaxdl.nn.dropout import Dropout
@@ -35,6 +35,10 @@ class ViTConfig:
     ("class_mean", DINOv2), the mean of all, or a learned query ("attention", SigLIP).
     pooler: a layer on that, tanh(dense(x)), for `ViT.pooled`.
     num_classes: of a linear layer on that; the model then returns logits.
+    registers: learned tokens between the class token and the patches, which stand for
+    nothing (Darcet et al. 2023, arXiv:2309.16588).
+    mask_token: what stands for patches that are hidden; see `ViT.hidden`.
+    antialias: whether positions are smoothed where they are interpolated.
 
     Raises ValueError for a pool of another name, or one that needs the class token.
     """
@@ -49,6 +53,9 @@ class ViTConfig:
     pool: Literal["class", "class_mean", "mean", "attention"] = "class"
     pooler: bool = False
     num_classes: int | None = None
+    registers: int = 0
+    mask_token: bool = False
+    antialias: bool = False
 
     def __post_init__(self):
         known = ("class", "class_mean", "mean", "attention")
@@ -62,6 +69,11 @@ class ViTConfig:
     def grid(self) -> tuple[int, int]:
         """How many patches an image has, in height and width."""
         return _grid(self.image_size, self.patch)
+
+    @property
+    def first_patch(self) -> int:
+        """How many tokens stand before those of the patches."""
+        return int(self.class_token) + self.registers
 
 
 class ProbeHead(Module):
@@ -143,6 +155,12 @@ class ViT(Module):
         spec = {"position": Param(shape, init, axes, role="embedding")}
         if config.class_token:
             spec["class_token"] = Param((dim,), init, ("embed",), role="embedding")
+        if config.registers:
+            shape = (config.registers, dim)
+            spec["registers"] = Param(shape, init, axes, role="embedding")
+        if config.mask_token:
+            zeros = initializers.zeros
+            spec["mask_token"] = Param((dim,), zeros, ("embed",), role="embedding")
         return {**spec, **super().spec()}
 
     def __call__(
@@ -163,9 +181,13 @@ class ViT(Module):
         params,
         images: Float[Array, "batch height width in"],
         *,
+        masked: Bool[Array, "batch patches"] | None = None,
         key: OptionalKey = MISSING,
     ) -> Float[Array, "batch tokens dim"]:
-        """The states of all tokens, normalised: [batch, tokens, dim]."""
+        """The states of all tokens, normalised: [batch, tokens, dim].
+
+        `masked` is True where the mask token stands in for a patch, row by row.
+        """
         config = self.config
         sides = ", ".join(f"at least {side}" for side in config.patch)
         wanted = f"[batch, {sides}, {config.in_features}]"
@@ -176,17 +198,36 @@ class ViT(Module):
         expect(rows > 0 and columns > 0, wanted, images)
         embed_key, blocks_key = split(key, 2)
         whole = images[:, : rows * config.patch[0], : columns * config.patch[1]]
-        x = self.patches(params["patches"], whole)
-        if config.class_token:
-            token = params["class_token"].astype(x.dtype)
-            token = jnp.broadcast_to(token, (x.shape[0], 1, x.shape[2]))
-            x = jnp.concatenate([token, x], axis=1)
-        x = x + self._position(params["position"], grid).astype(x.dtype)
+        x = self._hide(params, self.patches(params["patches"], whole), masked)
+        x = self._with_tokens(params, x, self._position(params["position"], grid))
         if self.embed_norm is not None:
             x = self.embed_norm(params["embed_norm"], x)
-        x = self.drop(params["drop"], residual(x, "embed"), key=embed_key)
+        x = self.drop(params["drop"], tap(x, "embed"), key=embed_key)
         x = self.blocks(params["blocks"], x, key=blocks_key)
         return self.norm(params["norm"], x)
+
+    def _hide(self, params, x, masked):
+        """The patches, the mask token in place of some."""
+        if masked is None:
+            return x
+        expect(self.config.mask_token, "a model with a mask_token", self.config)
+        fits = masked.shape == x.shape[:2] and masked.dtype == bool
+        expect(fits, f"masked, bools {list(x.shape[:2])}", masked)
+        return jnp.where(masked[..., None], params["mask_token"].astype(x.dtype), x)
+
+    def _with_tokens(self, params, x, position):
+        """The patches at their positions, after the class token and the registers."""
+        position = position.astype(x.dtype)
+        first = int(self.config.class_token)
+        parts = [x + position[first:]]
+        if self.config.registers:
+            parts.insert(0, params["registers"].astype(x.dtype))
+        if first:
+            parts.insert(0, params["class_token"].astype(x.dtype) + position[:1])
+        each = [
+            jnp.broadcast_to(part, (x.shape[0], *part.shape[-2:])) for part in parts
+        ]
+        return jnp.concatenate(each, axis=1)
 
     @scoped
     def pooled(
@@ -205,7 +246,7 @@ class ViT(Module):
             case "mean":
                 x = hidden.mean(1)
             case "class_mean":
-                both = [hidden[:, 0], hidden[:, 1:].mean(1)]
+                both = [hidden[:, 0], hidden[:, self.config.first_patch :].mean(1)]
                 x = jnp.concatenate(both, axis=-1)
             case _:
                 x = self.pool(params["pool"], hidden)  # type: ignore[misc]
@@ -217,6 +258,10 @@ class ViT(Module):
             return table
         first = int(self.config.class_token)
         square = table[first:].reshape(*self.config.grid, -1)
+        if self.config.antialias:
+            shape = (*grid, table.shape[-1])
+            square = jax.image.resize(square, shape, "cubic", antialias=True)
+            return jnp.concatenate([table[:first], square.reshape(-1, shape[-1])])
         down, across = (
             jnp.asarray(_cubic(*sizes), table.dtype)
             for sizes in zip(grid, self.config.grid, strict=True)

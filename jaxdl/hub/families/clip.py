@@ -1,19 +1,29 @@
-"""CLIP and SigLIP: two towers with the same names, their heads apart."""
+"""CLIP and SigLIP: two towers with the same names, together or each alone."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import dataclasses
 from typing import Any
 
+from jaxdl.core.module import Module
 from jaxdl.hub.families.activations import activation
 from jaxdl.hub.families.common import layer_norm, linear
 from jaxdl.hub.families.family import Family
+from jaxdl.hub.families.heads import published_as
 from jaxdl.hub.families.vit import pair
+from jaxdl.hub.files import HubError
 from jaxdl.hub.mapping import Layers, Rule
 from jaxdl.hub.reshaping import Leading, conv, transpose
-from jaxdl.models.contrastive import Contrastive, ContrastiveConfig
-from jaxdl.models.encoder import EncoderConfig
+from jaxdl.models.contrastive import (
+    Contrastive,
+    ContrastiveConfig,
+    ImageTower,
+    TextTower,
+)
+from jaxdl.models.encoder import Encoder, EncoderConfig
 from jaxdl.models.transformer import TransformerConfig
-from jaxdl.models.vit import ViTConfig
+from jaxdl.models.vit import ViT, ViTConfig
 from jaxdl.nn.combine import layers
+from jaxdl.nn.linear import Linear
 
 # What a tower's part of config.json leaves out is as in the smallest published model.
 SIZES = {"num_hidden_layers": 12}
@@ -39,17 +49,27 @@ def build_clip(config: Mapping[str, Any]) -> Contrastive:
     """A CLIP of this configuration."""
     text = CLIP_TEXT | (config.get("text_config") or {})
     image = CLIP_IMAGE | (config.get("vision_config") or {})
-    # Older files say 2 for the end, which it is not; it is the highest token there.
-    end = text["eos_token_id"]
     return Contrastive(
         ContrastiveConfig(
             _text(text, causal=True),
-            _image(image, class_token=True, patch_bias=False, embed_norm=True),
+            _image(image, **OF_CLIP),
             config.get("projection_dim", 512),
-            "highest" if end == 2 else "end",
-            end,
+            *_end(text),
         )
     )
+
+
+def build_clip_text(config: Mapping[str, Any]) -> TextTower:
+    """The text tower of a CLIP, with its projection where the file has it."""
+    config = {**CLIP_TEXT, **config}
+    text = Encoder(_text(config, causal=True))
+    return TextTower(text, *_end(config), _projection(config))
+
+
+def build_clip_image(config: Mapping[str, Any]) -> ImageTower:
+    """The image tower of a CLIP, with its projection where the file has it."""
+    config = {**CLIP_IMAGE, **config}
+    return ImageTower(ViT(_image(config, **OF_CLIP)), _projection(config))
 
 
 def build_siglip(config: Mapping[str, Any]) -> Contrastive:
@@ -59,13 +79,48 @@ def build_siglip(config: Mapping[str, Any]) -> Contrastive:
     return Contrastive(
         ContrastiveConfig(
             _text(text, causal=False),
-            _image(image, class_token=False, pool="attention"),
+            _image(image, **OF_SIGLIP),
             text.get("projection_size") or text["hidden_size"],
             "last",
             project_image=False,
             bias=True,
         )
     )
+
+
+def build_siglip_text(config: Mapping[str, Any]) -> TextTower:
+    """The text tower of a SigLIP."""
+    config = {**SIGLIP_TEXT, **config}
+    features = config.get("projection_size") or config["hidden_size"]
+    project = Linear(config["hidden_size"], features, True, ("embed", None))
+    return TextTower(
+        Encoder(_text(config, causal=False)), "last", text_projection=project
+    )
+
+
+def build_siglip_image(config: Mapping[str, Any]) -> ImageTower:
+    """The image tower of a SigLIP."""
+    config = {**SIGLIP_IMAGE, **config}
+    if not config.get("vision_use_head", True):
+        raise HubError("vision_use_head: expected True, got False")
+    return ImageTower(ViT(_image(config, **OF_SIGLIP)))
+
+
+OF_CLIP = {"class_token": True, "patch_bias": False, "embed_norm": True}
+OF_SIGLIP = {"class_token": False, "pool": "attention"}
+
+
+def _end(config: Mapping[str, Any]) -> tuple[Any, int]:
+    # Older files say 2 for the end, which it is not; it is the highest token there.
+    end = config["eos_token_id"]
+    return ("highest" if end == 2 else "end"), end
+
+
+def _projection(config: Mapping[str, Any]) -> Linear | None:
+    if not published_as(config, "WithProjection"):
+        return None
+    features = config.get("projection_dim", 512)
+    return Linear(config["hidden_size"], features, False, ("embed", None))
 
 
 def _text(config: Mapping[str, Any], causal: bool) -> EncoderConfig:
@@ -103,10 +158,8 @@ def _blocks(config: Mapping[str, Any], **changes: Any) -> TransformerConfig:
 
 def layer_tables(model: Any) -> dict[str, Layers]:
     """Where the layers of each tower stand: for `{text}` and `{image}`."""
-    return {
-        "text": layers(model.text.blocks),
-        "image": layers(model.image.blocks),
-    }
+    towers = {name: getattr(model, name, None) for name in ("text", "image")}
+    return {name: layers(t.blocks) for name, t in towers.items() if t is not None}
 
 
 def tower(published: str, ours: str) -> tuple[Rule, ...]:
@@ -173,4 +226,18 @@ SIGLIP = Family(
     layers=layer_tables,
     ignore=("**.position_ids",),
 )
-FAMILIES = {"clip": CLIP, "siglip": SIGLIP}
+
+
+def alone(whole: Family, build: Callable[..., Module], prefix: str) -> Family:
+    """The family of one tower, whose names a file may have without the prefix."""
+    return dataclasses.replace(whole, build=build, prefix=prefix)
+
+
+FAMILIES = {
+    "clip": CLIP,
+    "clip_text_model": alone(CLIP, build_clip_text, "text_model."),
+    "clip_vision_model": alone(CLIP, build_clip_image, "vision_model."),
+    "siglip": SIGLIP,
+    "siglip_text_model": alone(SIGLIP, build_siglip_text, "text_model."),
+    "siglip_vision_model": alone(SIGLIP, build_siglip_image, "vision_model."),
+}

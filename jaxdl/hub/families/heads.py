@@ -18,6 +18,11 @@ def published_as(config: Mapping[str, Any], *endings: str) -> bool:
     return any(n.endswith(endings) for n in config.get("architectures") or ())
 
 
+def is_bare(config: Mapping[str, Any]) -> bool:
+    """Whether names lack the prefix: those of a model with nothing on top have none."""
+    return published_as(config, "Model") and not published_as(config, "HeadModel")
+
+
 def num_classes(config: Mapping[str, Any]) -> int:
     """How many classes a classifier knows; two where the file does not say."""
     labels = config.get("id2label")

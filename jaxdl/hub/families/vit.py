@@ -1,4 +1,4 @@
-"""ViT and DINOv2: published backbones and classifiers of images."""
+"""ViT and DINOv2, with registers too: published backbones, classifiers of images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +26,7 @@ def build(config: Mapping[str, Any]) -> ViT:
         qkv_bias=config.get("qkv_bias", True),
         **sizes,
     )
+    registers = config["model_type"] == "dinov2_with_registers"
     classifies = published_as(config, "ForImageClassification")
     return ViT(
         ViTConfig(
@@ -36,6 +37,10 @@ def build(config: Mapping[str, Any]) -> ViT:
             pool="class" if vit or not classifies else "class_mean",
             pooler=vit and published_as(config, "ViTModel"),
             num_classes=num_classes(config) if classifies else None,
+            registers=config.get("num_register_tokens", 4) if registers else 0,
+            # Those of ViT are for training alone, and in few files.
+            mask_token=not vit and bool(config.get("use_mask_token", True)),
+            antialias=registers,
         )
     )
 
@@ -110,38 +115,45 @@ VIT = Family(
     prefix="vit.",
 )
 
-D = "dinov2.encoder.layer.{layer}"
-PLAIN = (
-    *linear(f"{D}.mlp.fc1", f"{BLOCK}/mlp/up"),
-    *linear(f"{D}.mlp.fc2", f"{BLOCK}/mlp/down"),
-)
-GATE_UP = (f"{BLOCK}/mlp/gate", f"{BLOCK}/mlp/up")
-KERNELS, BIASES = (tuple(f"{p}/{n}" for p in GATE_UP) for n in ("kernel", "bias"))
-GATED = (
-    Rule(f"{D}.mlp.weights_in.weight", KERNELS, transpose),
-    Rule(f"{D}.mlp.weights_in.bias", BIASES),
-    *linear(f"{D}.mlp.weights_out", f"{BLOCK}/mlp/down"),
-)
 
-
-def dinov2(config: Mapping[str, Any]) -> Family:
-    """The family of a DINOv2: the giant one has gated feed-forward layers."""
-    return Family(
-        build=build,
-        rules=(
-            *embeddings("dinov2"),
-            *attention(D),
-            *layer_norm(f"{D}.norm1", f"{BLOCK}/attn_norm"),
-            *layer_norm(f"{D}.norm2", f"{BLOCK}/mlp_norm"),
-            Rule(f"{D}.layer_scale1.lambda1", f"{BLOCK}/attn_post_norm/scale"),
-            Rule(f"{D}.layer_scale2.lambda1", f"{BLOCK}/mlp_post_norm/scale"),
-            *(GATED if config.get("use_swiglu_ffn", False) else PLAIN),
-        ),
-        layers=layer_table,
-        # It stands for patches that are hidden in training.
-        ignore=("**.mask_token",),
-        prefix="dinov2.",
+def feed_forward(layer: str, gated: bool) -> tuple[Rule, ...]:
+    """The rules of DINOv2's feed-forward layers: those of the giant are gated."""
+    if not gated:
+        return (
+            *linear(f"{layer}.mlp.fc1", f"{BLOCK}/mlp/up"),
+            *linear(f"{layer}.mlp.fc2", f"{BLOCK}/mlp/down"),
+        )
+    kernels, biases = (
+        tuple(f"{BLOCK}/mlp/{part}/{kind}" for part in ("gate", "up"))
+        for kind in ("kernel", "bias")
+    )
+    return (
+        Rule(f"{layer}.mlp.weights_in.weight", kernels, transpose),
+        Rule(f"{layer}.mlp.weights_in.bias", biases),
+        *linear(f"{layer}.mlp.weights_out", f"{BLOCK}/mlp/down"),
     )
 
 
-FAMILIES = {"vit": VIT, "dinov2": dinov2}
+def dinov2(config: Mapping[str, Any]) -> Family:
+    """The family of a DINOv2, which is named as its `model_type`."""
+    name = config["model_type"]
+    layer = f"{name}.encoder.layer.{{layer}}"
+    return Family(
+        build=build,
+        rules=(
+            *embeddings(name),
+            Rule(f"{name}.embeddings.mask_token", "mask_token", Leading(1)),
+            Rule(f"{name}.embeddings.register_tokens", "registers", Leading(1)),
+            *attention(layer),
+            *layer_norm(f"{layer}.norm1", f"{BLOCK}/attn_norm"),
+            *layer_norm(f"{layer}.norm2", f"{BLOCK}/mlp_norm"),
+            Rule(f"{layer}.layer_scale1.lambda1", f"{BLOCK}/attn_post_norm/scale"),
+            Rule(f"{layer}.layer_scale2.lambda1", f"{BLOCK}/mlp_post_norm/scale"),
+            *feed_forward(layer, config.get("use_swiglu_ffn", False)),
+        ),
+        layers=layer_table,
+        prefix=f"{name}.",
+    )
+
+
+FAMILIES = {"vit": VIT, "dinov2": dinov2, "dinov2_with_registers": dinov2}
