@@ -71,7 +71,7 @@ class Layout:
     def __post_init__(self):
         rules = self.rules
         pairs = tuple(rules.items() if isinstance(rules, Mapping) else rules)
-        pairs = tuple((name, _axes(axes)) for name, axes in pairs)
+        pairs = tuple((name, axes_of(axes)) for name, axes in pairs)
         names = [name for name, _ in pairs]
         for name in names:
             if names.count(name) > 1:
@@ -122,7 +122,7 @@ class Layout:
                 used.add(axis)
                 rest //= number
         lost = tuple(each for each in refused if each.mesh_axis not in used)
-        return Placement(_spec(taken.values()), lost)
+        return Placement(spec_of(taken.values()), lost)
 
 
 # JAX keeps this value in the keys of its caches: what was traced under one layout is
@@ -168,17 +168,18 @@ def constrain(x: jax.Array, *names: str | None, first: str | None = None) -> jax
     if not automatic:
         return x
     spec = layout.place(x.shape, names, "activation", first).spec
-    spec = _spec(tuple(a for a in _axes(part) if a in automatic) for part in spec)
+    spec = spec_of(tuple(a for a in axes_of(part) if a in automatic) for part in spec)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
-def _axes(axes: MeshAxes) -> tuple[str, ...]:
+def axes_of(axes: MeshAxes) -> tuple[str, ...]:
     if axes is None:
         return ()
     return (axes,) if isinstance(axes, str) else tuple(axes)
 
 
-def _spec(taken: Iterable[tuple[str, ...]]) -> PartitionSpec:
+def spec_of(taken: Iterable[tuple[str, ...]]) -> PartitionSpec:
+    """The shortest `PartitionSpec` with these mesh axes for each dimension."""
     parts = [axes[0] if len(axes) == 1 else axes or None for axes in taken]
     while parts and parts[-1] is None:
         parts.pop()

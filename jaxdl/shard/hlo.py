@@ -113,11 +113,13 @@ class Program:
 
     entry: the name of the computation that runs.
     frames: `file:line` by stack frame.
+    donated: the results, by index, that take the place of an argument.
     """
 
     computations: Mapping[str, hlo_text.Computation]
     entry: str
     frames: Mapping[str, str]
+    donated: frozenset[tuple[int, ...]]
 
     def source(self, instruction: hlo_text.Instruction) -> str:
         """`file:line` of the user's code that an instruction comes from, or ""."""
@@ -191,12 +193,20 @@ def replica_groups(instruction: hlo_text.Instruction) -> Groups | None:
         ids = _transposed(dims, order or tuple(range(len(dims))))
         return tuple(zip(*[iter(ids)] * shape[-1], strict=True))
     if named := re.search(
-        r"replica_groups=mesh\[([^\]]+)\]\s*\{([^}]*)\}", instruction.rest
+        r"replica_groups=mesh\[([^\]]+)\](?:, device_ids=\(\[([\d,]+)\]"
+        r"(?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}",
+        instruction.rest,
     ):
         sizes = {axis: int(n) for axis, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        if ":" in named[2]:  # a part of an axis
+        if ":" in named[4]:  # a part of an axis
             return None
-        return _over(sizes, re.findall(r"'(\w+)'", named[2]))
+        groups = _over(sizes, re.findall(r"'(\w+)'", named[4]))
+        if named[2] is None:
+            return groups
+        # The mesh is made of the devices in another order.
+        dims, order = _numbers(named[2]), _numbers(named[3] or "")
+        ids = _transposed(dims, order or tuple(range(len(dims))))
+        return tuple(tuple(ids[place] for place in group) for group in groups)
     return None
 
 

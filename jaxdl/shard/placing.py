@@ -1,6 +1,7 @@
 """Shardings of any pytree from logical axes, and arrays that are born with them."""
 
 from collections.abc import Callable, Mapping
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,15 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxdl.core import tree
 from jaxdl.core.derive import abstract
 from jaxdl.core.derive import axes as declared_axes
-from jaxdl.core.layout import Kind, Layout, Names, Placement, Rules
+from jaxdl.core.layout import (
+    Kind,
+    Layout,
+    Names,
+    Placement,
+    Rules,
+    axes_of,
+    spec_of,
+)
 from jaxdl.core.module import Module
 
 PyTree = Any
@@ -218,14 +227,15 @@ def _by_pattern(patterns: Mapping[str, Any], paths: Mapping[str, Any]) -> dict:
 
 
 def _checked(path: str, shape, spec: PartitionSpec, mesh: Any) -> PartitionSpec:
-    """An override as it is, or ValueError in words."""
-    try:
-        NamedSharding(mesh, spec).shard_shape(tuple(shape))
-    except ValueError as error:
+    """An override as it is; ValueError if it does not fit."""
+    parts = [math.prod(mesh.shape.get(a, 0) for a in axes_of(part)) for part in spec]
+    if len(parts) > len(shape) or any(
+        number == 0 or size % number for size, number in zip(shape, parts, strict=False)
+    ):
         raise ValueError(
             f"overrides: {path}: expected a spec that divides {list(shape)} on "
             f"{dict(mesh.shape)}, got {spec}"
-        ) from error
+        )
     return spec
 
 
@@ -245,6 +255,6 @@ def _matched(shape, owner: tuple[int, ...], target: NamedSharding) -> NamedShard
     parts, start = [], 0
     for size in shape:
         place = owner.index(size, start) if size in owner[start:] else None
-        parts.append(None if place is None else spec[place])
+        parts.append(() if place is None else axes_of(spec[place]))
         start = start if place is None else place + 1
-    return NamedSharding(target.mesh, PartitionSpec(*parts))
+    return NamedSharding(target.mesh, spec_of(parts))
