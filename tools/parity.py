@@ -1,47 +1,103 @@
 """Writes docs/parity.md: how far each family is from the code it was published with.
 
-Run: python -m tools.parity [words of families]
+Run: python -m tools.parity
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 import sys
-import tempfile
+import textwrap
+from typing import Any
 
-from tests.hub.families.test_decoders import FAMILIES, make
-from tests.hub.families.tiny import check_decoder
+import conftest  # noqa: F401  # compiles as the tests do, and finds what they compiled
+
+# isort: split
+from tests.hub.families import (
+    test_convolutions,
+    test_decoders,
+    test_encoder_decoders,
+    test_encoders,
+    test_vision,
+)
 
 PAGE = Path(__file__).parents[1] / "docs" / "parity.md"
 HEAD = """# Parity
 
-Decoders beside `transformers` (PyTorch), on tiny seeded checkpoints that it makes:
-every weight is moved off its initial value, and sizes are such that each feature
-shows. Held to 1e-4 in float32 are the logits, the residual stream after every layer,
-left-padded rows and packed ones; eight greedy tokens through prefill and cache are
-the same. The number is the largest difference of the logits. `python -m tools.parity`
-makes this page.
-
-| family | sizes and features of the checkpoint | largest difference |
-|---|---|---|
+Models beside `transformers` (PyTorch), on tiny seeded checkpoints that it makes: every
+weight is moved off its initial value, and sizes are such that each feature shows. All
+is held to 1e-4 in float32, by the checks that the tests run. The numbers are the
+largest differences: of what the model returns, and of the stream after each layer (or
+stage). `python -m tools.parity` makes this page.
 """
+# Title, what is held, and the file of tests that has the cases and the check.
+SECTIONS = (
+    (
+        "Decoders",
+        "Rows of tokens, left-padded rows, and two texts packed in one row. Prompts of "
+        "two lengths are continued greedily by the same eight tokens.",
+        test_decoders,
+    ),
+    (
+        "Encoders",
+        "Rows of three lengths, padded, and two of them packed in one row.",
+        test_encoders,
+    ),
+    (
+        "Encoder-decoders",
+        "Sources of two lengths, with a mask (Whisper: spectrograms), and both halves. "
+        "Two starts are continued greedily by the same ten tokens; T5's beams too are "
+        "the same.",
+        test_encoder_decoders,
+    ),
+    (
+        "Vision, and images with text",
+        "Images; for pairs also padded texts, both embeddings and the scores.",
+        test_vision,
+    ),
+    (
+        "Convolutional networks",
+        "Images, what each stage makes of them, and statistics of batches.",
+        test_convolutions,
+    ),
+)
+COLUMNS = (
+    "| family | what sets the checkpoint apart | result | layers |\n|---|---|---|---|"
+)
 
 
 def main() -> None:
-    rows = []
-    for name, (_, features) in FAMILIES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            theirs = make(Path(folder), name)
-            worst = check_decoder(Path(folder), theirs)
-        said = ", ".join(f"{key} {_short(value)}" for key, value in features.items())
-        rows.append(f"| {name} | {said or 'as the others'} | {worst:.1e} |")
-        print(rows[-1], flush=True)
-    PAGE.write_text(HEAD + "\n".join(rows) + "\n")
+    lines = [HEAD]
+    for title, held, file in SECTIONS:
+        held = textwrap.fill(held, 92)
+        lines += [f"## {title}\n", f"{held}\n", COLUMNS, *rows(file), ""]
+    PAGE.write_text("\n".join(lines).rstrip() + "\n")
 
 
-def _short(value) -> str:
+def rows(file: Any) -> Iterator[str]:
+    """A row of the table for each case of a file."""
+    for name, case in file.CASES.items():
+        result, states = file.check(case)
+        row = f"| {name} | {described(case)} | {result:.1e} | {states:.1e} |"
+        print(row, flush=True)
+        yield row
+
+
+def described(case: Any) -> str:
+    """What sets a case apart, in few words."""
+    changes = [
+        f"{name} {_short(value)}"
+        for name, value in case.changes.items()
+        if name != "text_config"
+    ]
+    return ", ".join([case.says, *changes] if case.says else changes)
+
+
+def _short(value: Any) -> str:
     if isinstance(value, dict):
-        return str(value.get("rope_type", "by kind of layer"))
+        return value.get("rope_type", "by kind of layer")
     if isinstance(value, list):
-        return "by layer"
+        many = len(value) > 4 or isinstance(value[0], str)
+        return "by layer" if many else " ".join(map(str, value))
     return str(value)
 
 

@@ -8,97 +8,95 @@ import pytest
 import jaxdl as jd
 from jaxdl import hub
 from jaxdl.hub.families.family import family_of
-from tests.hub.families.tiny import checkpoint, compare, round_trip, torch, transformers
+from tests.hub.families.tiny import (
+    Case,
+    Difference,
+    check_round_trip,
+    compare,
+    compare_states,
+    pictures,
+    published,
+    torch,
+)
 
 CONVNEXT = {
     "hidden_sizes": [8, 12, 16], "depths": [2, 1, 2], "num_stages": 3, "patch_size": 3,
     "layer_scale_init_value": 0.5, "num_labels": 3,
 }  # fmt: skip
 # The stages' features are multiples of four where they are bottlenecks.
-RESNETS = {
-    "resnet, bottlenecks": {
-        "embedding_size": 4, "hidden_sizes": [16, 24, 32, 48], "depths": [2, 1, 2, 1],
-        "num_labels": 3,
-    },
-    "resnet, basic": {
-        "embedding_size": 6, "hidden_sizes": [6, 8], "depths": [2, 2],
-        "layer_type": "basic", "num_labels": 3,
-    },
+BOTTLENECKS = {
+    "embedding_size": 4, "hidden_sizes": [16, 24, 32, 48], "depths": [2, 1, 2, 1],
+    "num_labels": 3,
 }  # fmt: skip
+BASIC = {
+    "embedding_size": 6, "hidden_sizes": [6, 8], "depths": [2, 2],
+    "layer_type": "basic", "num_labels": 3,
+}  # fmt: skip
+CONV, RES = "ConvNextForImageClassification", "ResNetForImageClassification"
+CASES = {
+    "convnext": Case(CONV, CONVNEXT, says="each channel for itself, scaled layers"),
+    "convnext, a backbone": Case(
+        "ConvNextModel", CONVNEXT, says="without a classifier"
+    ),
+    "resnet, bottlenecks": Case(RES, {}, BOTTLENECKS, spread=0.1),
+    "resnet, basic": Case(RES, {}, BASIC, spread=0.1),
+}
 
 
-def make(folder, name):
-    if name.startswith("resnet"):
-        config = transformers.ResNetConfig(**RESNETS[name])
-        kind = transformers.ResNetForImageClassification
+def check(case):
+    """Holds ours to theirs: what each stage makes of two images, and the result."""
+    _, theirs, (model, params, _, _, state) = published(case)
+    ours, images = pictures(*((40, 40) if state else (25, 25)))
+    with torch.no_grad():
+        expected = theirs(images, output_hidden_states=True)
+    if state:
+        last = [f"layer{n}/{d - 1}/out" for n, d in enumerate(model.depths, start=1)]
+        run = jax.jit(jd.capture(model, *last), static_argnames="train")
+        (result, after), taps = run(params, ours, state, train=False)
+        jax.tree.map(np.testing.assert_array_equal, after, state)
     else:
-        config = transformers.ConvNextConfig(**CONVNEXT)
-        ending = "Model" if "backbone" in name else "ForImageClassification"
-        kind = getattr(transformers, f"ConvNext{ending}")
-    # Wide enough that one kind of gelu is told from another.
-    return checkpoint(folder, kind, config, spread=0.1 if "resnet" in name else 0.3)
+        last = [f"stages/{n}/out" for n in range(len(model.depths))]
+        result, taps = jax.jit(jd.capture(model, *last))(params, ours)
+    # The first of theirs is the stem.
+    others = [channels_last(states) for states in expected.hidden_states]
+    worst = compare_states([taps[name] for name in last], others)
+    if hasattr(expected, "logits"):
+        return Difference(compare(result, expected.logits), worst)
+    compare(model.pooled(params, result), expected.pooler_output)
+    whole = channels_last(expected.last_hidden_state)
+    return Difference(compare(result, whole), worst)
 
 
-def pictures(side):
-    images = np.random.default_rng(3).normal(size=(2, side, side, 3))
-    images = images.astype(np.float32)
-    return jnp.asarray(images), torch.tensor(images.transpose(0, 3, 1, 2))
-
-
-def last_first(images):
-    """Channels last, as ours are."""
+def channels_last(images):
+    """Images as ours are."""
     return images.permute(0, 2, 3, 1)
 
 
-@pytest.mark.parametrize("name", ["convnext", "convnext, a backbone"])
-def test_a_convnext_is_that_of_transformers(name, tmp_path):
-    theirs = make(tmp_path, name)
-    model, params, *_ = hub.load(tmp_path)
-    ours, images = pictures(25)
-    with torch.no_grad():
-        expected = theirs(images, output_hidden_states=True)
-    run = jax.jit(jd.capture(model, "stages/*/out"))
-    result, taps = run(params, ours)
-    outs = [taps[f"stages/{i}/out"] for i in range(3)]
-    # The first of theirs is the stem.
-    for out, other in zip(outs, expected.hidden_states[1:], strict=True):
-        compare(out, last_first(other))
-    if "backbone" in name:
-        compare(result, last_first(expected.last_hidden_state))
-        compare(model.pooled(params, result), expected.pooler_output)
-    else:
-        compare(result, expected.logits)
-        eager = model(params, ours)
-        np.testing.assert_allclose(eager, result, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("name", CASES)
+def test_a_convolutional_network_is_that_of_transformers(name):
+    check(CASES[name])
 
 
-@pytest.mark.parametrize("name", RESNETS)
-def test_a_resnet_is_that_of_transformers(name, tmp_path):
-    theirs = make(tmp_path, name)
-    model, params, _, _, state = hub.load(tmp_path)
-    ours, images = pictures(40)
-    with torch.no_grad():
-        expected = theirs(images, output_hidden_states=True)
-    run = jax.jit(jd.capture(model, "layer*/*/out"), static_argnames="train")
-    (logits, after), taps = run(params, ours, state, train=False)
-    for stage, other in enumerate(expected.hidden_states[1:], start=1):
-        last = model.depths[stage - 1] - 1
-        compare(taps[f"layer{stage}/{last}/out"], last_first(other))
-    compare(logits, expected.logits)
-    jax.tree.map(np.testing.assert_array_equal, after, state)
+def test_eager_is_jit():
+    model, params, *_ = published(CASES["convnext"]).ours
+    ours, _ = pictures(25, 25)
+    eager = model(params, ours)
+    np.testing.assert_allclose(
+        eager, jax.jit(model)(params, ours), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_statistics_stay_wide_and_are_not_left_out(tmp_path):
-    make(tmp_path, "resnet, basic")
-    opened = hub.load(tmp_path, dtype=jnp.bfloat16)
+    folder = published(CASES["resnet, basic"]).folder
+    opened = hub.load(folder, dtype=jnp.bfloat16)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(opened.params)} == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(opened.state)} == {"float32"}
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
-    spread = hub.load(tmp_path, mesh, {"embed": "data"})
+    spread = hub.load(folder, mesh, {"embed": "data"})
     assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(spread.state))
     jax.tree.map(np.testing.assert_array_equal, spread.state, opened.state)
     with pytest.raises(hub.HubError, match="state="):
-        hub.save(tmp_path / "ours", opened.model, opened.params, opened.config)
+        hub.save(tmp_path, opened.model, opened.params, opened.config)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +111,7 @@ def test_statistics_stay_wide_and_are_not_left_out(tmp_path):
 def test_a_resnet_of_another_layout_is_refused(name, value):
     config = {
         "model_type": "resnet", "architectures": ["ResNetForImageClassification"],
-        **RESNETS["resnet, basic"], name: value,
+        **BASIC, name: value,
     }  # fmt: skip
     with pytest.raises(hub.HubError, match="resnet: expected"):
         family_of(config).build(config)
@@ -126,5 +124,4 @@ def test_a_convnext_needs_a_width_for_each_depth():
 
 @pytest.mark.parametrize("name", ["convnext", "resnet, bottlenecks"])
 def test_what_is_saved_is_what_was_read(name, tmp_path):
-    make(tmp_path / "theirs", name)
-    round_trip(tmp_path / "theirs", tmp_path / "ours")
+    check_round_trip(CASES[name], tmp_path)

@@ -6,28 +6,34 @@ key heads, small caps, biases and norms away from where they start.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxdl as jd
-from jaxdl import hub, models, nn
+from jaxdl import generate, hub, models, nn
 from jaxdl.hub.families.family import family_of
 from tests.hub.families.tiny import (
-    check_decoder,
-    checkpoint,
-    round_trip,
+    SEQ,
+    Case,
+    Difference,
+    check_round_trip,
+    compare,
+    compare_states,
+    published,
+    states_of,
     tokens,
     torch,
-    transformers,
 )
 
 SIZES = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 40,
     "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2,
+    "eos_token_id": 2, "tie_word_embeddings": False,
 }  # fmt: skip
+GPT2 = {"vocab_size": 61, "bos_token_id": 1, "eos_token_id": 2}
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
@@ -41,7 +47,7 @@ DEEPSEEK = {
 PAIRS = ["sliding_attention", "full_attention"] * 2
 LOCAL = ["sliding_attention"] * 2 + ["full_attention"]
 
-FAMILIES = {
+FEATURES = {
     "gpt2": (
         "GPT2", {"n_embd": 32, "n_head": 4, "n_layer": 3, "n_positions": 32}
     ),
@@ -87,7 +93,7 @@ FAMILIES = {
             },
         },
     ),
-    "olmo2": ("Olmo2", {}),
+    "olmo2": ("Olmo2", {}, "norms after each layer, of queries and of keys"),
     "mixtral": (
         "Mixtral",
         {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 4},
@@ -137,29 +143,75 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def make(folder, name):
-    family, changes = FAMILIES[name]
-    sizes = {"tie_word_embeddings": False, **SIZES, **changes}
+def case_of(family, changes, says=""):
     if family == "GPT2":
-        sizes = {"vocab_size": 61, "bos_token_id": 1, "eos_token_id": 2, **changes}
-    config = getattr(transformers, f"{family}Config")(**sizes)
-    family = "Gemma3" if family == "Gemma3Text" else family
-    ending = "LMHeadModel" if family == "GPT2" else "ForCausalLM"
-    return checkpoint(folder, getattr(transformers, family + ending), config)
+        return Case("GPT2LMHeadModel", GPT2, changes, spread=0.08)
+    kind = f"{family.removesuffix('Text')}ForCausalLM"
+    return Case(kind, SIZES, changes, says, spread=0.08)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_decoder_is_that_of_transformers(name, tmp_path):
-    theirs = make(tmp_path, name)
-    check_decoder(tmp_path, theirs)
+CASES = {name: case_of(*features) for name, features in FEATURES.items()}
+NEW, PAD = 8, 3
+
+
+def check(case):
+    """Holds ours to theirs: plain, left-padded and packed rows, and greedy tokens."""
+    _, theirs, (model, params, *_) = published(case)
+    ids = tokens(theirs.config.vocab_size)
+    padded = np.pad(ids[:, :-PAD], ((0, 0), (PAD, 0)))
+    packed = np.concatenate([ids[:1, :6], ids[1:, :5]], axis=1)
+    rows = np.concatenate([ids, padded, packed])
+    positions = np.tile(np.arange(SEQ), (5, 1))
+    positions[2:4] = np.maximum(positions[2:4] - PAD, -1)
+    positions[4, 6:] -= 6
+    segments = np.zeros((5, SEQ), int)
+    segments[4, 6:] = 1
+    logits, states = states_of(
+        model, params, rows, positions=positions, segment_ids=segments
+    )
+    real = positions[:4] >= 0
+    with torch.no_grad():
+        expected = theirs(
+            torch.tensor(rows[:4]), attention_mask=torch.tensor(real.astype(int)),
+            position_ids=torch.tensor(np.maximum(positions[:4], 0)),
+            output_hidden_states=True,
+        )  # fmt: skip
+    result = compare(logits[:4][real], expected.logits.numpy()[real])
+    # Two texts in one row are each as if alone.
+    compare(logits[4, :6], logits[0, :6])
+    compare(logits[4, 6:], logits[1, :5])
+    check_greedy(model, params, theirs, [ids[0, :6], ids[1, :4]])
+    others, normed = expected.hidden_states, True
+    if theirs.config.model_type == "mamba":  # its embedding is not among them
+        others, normed = (None, *others[:-1]), False
+    states = [state[:4] for state in states]
+    return Difference(result, compare_states(states, others, real, normed))
+
+
+def check_greedy(model, params, theirs, prompts):
+    """Prompts of two lengths are continued by the tokens that theirs chooses."""
+    given = generate.left_padded(prompts)
+    theirs.generation_config.eos_token_id = None  # so that neither stops
+    with torch.no_grad():
+        expected = theirs.generate(
+            torch.tensor(given.tokens).long(), max_new_tokens=NEW, do_sample=False,
+            attention_mask=torch.tensor(given.positions >= 0).long(),
+            eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+    got = generate.generate(model, params, prompts, max_new=NEW).tokens
+    np.testing.assert_array_equal(got, expected[:, -NEW:].numpy())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_decoder_is_that_of_transformers(name):
+    check(CASES[name])
 
 
 @pytest.mark.parametrize(
     "name", ["gpt2", "gemma3", "phi3", "mixtral", "deepseek_v3", "gpt_oss", "mamba"]
 )
 def test_what_is_saved_is_what_was_read(name, tmp_path):
-    make(tmp_path / "theirs", name)
-    round_trip(tmp_path / "theirs", tmp_path / "ours")
+    check_round_trip(CASES[name], tmp_path)
 
 
 def without(**changes):
@@ -210,18 +262,17 @@ LEFT_OUT = {
 
 
 @pytest.mark.parametrize("what", LEFT_OUT)
-def test_a_feature_that_is_left_out_shows(what, tmp_path):
-    theirs = make(tmp_path, what.split(":")[0])
-    opened = hub.load(tmp_path)
+def test_a_feature_that_is_left_out_shows(what):
+    folder, theirs, opened = published(CASES[what.split(":")[0]])
     model = models.Decoder(LEFT_OUT[what](opened.model.config))
     # Layers that no longer differ are stacked anew.
     family = family_of(opened.config)
     params = hub.load_params(
-        hub.open_tensors(tmp_path), family.rules, jd.abstract(model),
+        hub.open_tensors(folder), family.rules, jd.abstract(model),
         layers=family.layers(model), ignore=family.ignore,
     )  # fmt: skip
     ids = tokens(61)
     with torch.no_grad():
         expected = theirs(torch.tensor(ids)).logits.numpy()
-    spread = np.abs(np.asarray(model(params, jnp.asarray(ids))) - expected).max()
-    assert spread > 1e-3  # the tests above allow 1e-4
+    logits = jax.jit(model)(params, jnp.asarray(ids))
+    assert np.abs(logits - expected).max() > 1e-3  # the tests above allow 1e-4

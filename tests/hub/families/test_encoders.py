@@ -1,5 +1,7 @@
 """Text encoders beside `transformers`, on tiny checkpoints that it makes."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,17 +13,17 @@ from jaxdl.hub.families.family import family_of
 from tests.hub.families.tiny import (
     BATCH,
     SEQ,
-    checkpoint,
+    Case,
+    Difference,
+    check_round_trip,
     compare,
-    round_trip,
+    compare_states,
+    published,
     states_of,
     tokens,
     torch,
-    transformers,
 )
 
-# Wide enough that one kind of gelu, or one epsilon, is told from another.
-SPREAD = 0.3
 SIZES = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 40,
     "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 24,
@@ -31,78 +33,83 @@ DISTIL = {
     "max_position_embeddings": 24,
 }  # fmt: skip
 MODERN = {
-    **SIZES, "num_hidden_layers": 5, "local_attention": 6, "pad_token_id": 0,
-    "bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2,
+    **SIZES, "num_hidden_layers": 5, "pad_token_id": 0, "bos_token_id": 1,
+    "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2,
     "rope_parameters": {
         "full_attention": {"rope_type": "default", "rope_theta": 500.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
     },
 }  # fmt: skip
 
-FAMILIES = {
-    "bert": ("Bert", SIZES),
-    "bert, another activation": ("Bert", {**SIZES, "hidden_act": "relu"}),
-    "roberta": ("Roberta", {**SIZES, "type_vocab_size": 1, "hidden_act": "relu"}),
-    "xlm-roberta": ("XLMRoberta", {**SIZES, "pad_token_id": 2}),
-    "distilbert": ("DistilBert", DISTIL),
-    "modernbert": ("ModernBert", MODERN),
-    "modernbert with biases": (
-        "ModernBert",
-        {
-            **MODERN, "num_hidden_layers": 2, "norm_bias": True, "mlp_bias": True,
-            "attention_bias": True, "classifier_bias": True, "decoder_bias": False,
-            "classifier_activation": "relu",
-        },
-    ),
+BIASES = {
+    "num_hidden_layers": 2, "norm_bias": True, "mlp_bias": True,
+    "attention_bias": True, "classifier_bias": True, "decoder_bias": False,
+    "classifier_activation": "relu",
 }  # fmt: skip
+ROBERTA = {"type_vocab_size": 1, "hidden_act": "relu"}
+
+MASKED = "ForMaskedLM"
+CASES = {
+    "bert": Case("Bert" + MASKED, SIZES, says="norms of sums, token types, tied head"),
+    "bert, another activation": Case("Bert" + MASKED, SIZES, {"hidden_act": "relu"}),
+    "roberta": Case("Roberta" + MASKED, SIZES, ROBERTA, "positions of real tokens"),
+    "xlm-roberta": Case("XLMRoberta" + MASKED, SIZES, {"pad_token_id": 2}),
+    "distilbert": Case("DistilBert" + MASKED, DISTIL, says="no token types"),
+    "modernbert": Case(
+        "ModernBert" + MASKED, MODERN, {"local_attention": 6}, "two rotations, gated"
+    ),
+    "modernbert with biases": Case("ModernBert" + MASKED, MODERN, BIASES),
+}
+BERT = Case("BertModel", SIZES)
 
 
-def make(folder, name, kind="ForMaskedLM"):
-    family, sizes = FAMILIES[name]
-    config = getattr(transformers, f"{family}Config")(**sizes)
-    return checkpoint(
-        folder, getattr(transformers, family + kind), config, spread=SPREAD
-    )
-
-
-def padded(theirs):
-    """Tokens of which some are padding, and what transformers calls their mask."""
-    ids = tokens(theirs.config.vocab_size)
-    real = np.arange(SEQ) < np.array([[SEQ], [SEQ - 4]])
+def padded(theirs, lengths=(SEQ, 7, 4)):
+    """Rows of tokens that end in padding, and which of them are real."""
+    real = np.arange(SEQ) < np.array(lengths)[:, None]
+    ids = tokens(theirs.config.vocab_size, real.shape)
     return np.where(real, ids, theirs.config.pad_token_id), real
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_an_encoder_is_that_of_transformers(name, tmp_path):
-    theirs = make(tmp_path, name)
-    opened = hub.load(tmp_path)
+def packed(rows):
+    """One more row, in which the texts of the last two follow each other."""
+    return np.concatenate([rows, [[*rows[1, :7], *rows[2, :4]]]])
+
+
+def check(case):
+    """Holds ours to theirs: padded rows, and two of them packed in one."""
+    _, theirs, (model, params, *_) = published(case)
     ids, real = padded(theirs)
-    given, ours_given = {}, {}
+    types, given = {}, {}
     if getattr(theirs.config, "type_vocab_size", 0) > 1:
-        types = np.random.default_rng(1).integers(0, 2, ids.shape)
-        given = {"token_type_ids": torch.tensor(types)}
-        ours_given = {"token_types": jnp.asarray(types)}
+        drawn = np.random.default_rng(1).integers(0, 2, ids.shape)
+        types = {"token_type_ids": torch.tensor(drawn)}
+        given = {"token_types": packed(drawn)}
+    result, states = states_of(
+        model, params, packed(ids), mask=packed(real),
+        positions=packed(np.where(real, np.arange(SEQ), -1)),
+        segment_ids=packed(np.full(ids.shape, [[0], [0], [1]])), **given,
+    )  # fmt: skip
     with torch.no_grad():
         expected = theirs(
             torch.tensor(ids), attention_mask=torch.tensor(real.astype(int)),
-            output_hidden_states=True, **given,
+            output_hidden_states=True, **types,
         )  # fmt: skip
-    logits, states = states_of(
-        opened.model, opened.params, jnp.asarray(ids), mask=jnp.asarray(real),
-        **ours_given,
+    logits = expected.logits.numpy()
+    compare(result[3], packed(logits)[3])
+    worst = compare_states(
+        [state[:3] for state in states], expected.hidden_states, real,
+        model.config.final_norm,
     )  # fmt: skip
-    compare(logits[real], expected.logits[torch.tensor(real)])
-    assert len(states) == len(expected.hidden_states) - 1
-    last = opened.model.config.final_norm  # theirs is then normalised
-    for ours, state in zip(
-        states[: -1 if last else None], expected.hidden_states[1:], strict=not last
-    ):
-        compare(ours[real], state[torch.tensor(real)])
+    return Difference(compare(result[:3][real], logits[real]), worst)
 
 
-def test_a_sentence_is_the_mean_of_its_tokens_at_length_one(tmp_path):
-    theirs = make(tmp_path, "bert", "Model")
-    model, params, *_ = hub.load(tmp_path)
+@pytest.mark.parametrize("name", CASES)
+def test_an_encoder_is_that_of_transformers(name):
+    check(CASES[name])
+
+
+def test_a_sentence_is_the_mean_of_its_tokens_at_length_one():
+    _, theirs, (model, params, *_) = published(BERT)
     ids, real = padded(theirs)
     with torch.no_grad():
         expected = theirs(
@@ -118,46 +125,35 @@ def test_a_sentence_is_the_mean_of_its_tokens_at_length_one(tmp_path):
     compare(jax.jit(model.sentence)(params, jnp.asarray(ids), mask=mask), mean)
 
 
-def test_an_encoder_without_a_mask_sees_every_token(tmp_path):
-    theirs = make(tmp_path, "roberta")
-    model, params, *_ = hub.load(tmp_path)
-    ids = tokens(theirs.config.vocab_size)
-    with torch.no_grad():
-        expected = theirs(torch.tensor(ids)).logits
+def test_an_encoder_without_a_mask_sees_every_token():
     # Not under jit: both give the same.
-    compare(model(params, jnp.asarray(ids)), expected)
-
-
-def test_packed_texts_are_each_as_if_alone(tmp_path):
-    make(tmp_path, "bert")
-    model, params, *_ = hub.load(tmp_path)
-    ids = jnp.asarray(tokens(61))
-    run = jax.jit(model)
-    alone = run(params, ids[:, :5])
-    packed = jnp.concatenate([ids[:1, :5], ids[1:, :5]], axis=1)
-    positions = jnp.asarray([[*range(5), *range(5)]])
-    segments = jnp.asarray([[0] * 5 + [1] * 5])
-    together = run(params, packed, segment_ids=segments, positions=positions)
-    np.testing.assert_allclose(together[0, :5], alone[0], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(together[0, 5:], alone[1], rtol=1e-4, atol=1e-4)
+    _, theirs, (model, params, *_) = published(CASES["roberta"])
+    ids, real = padded(theirs)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids[:1])).logits
+        masked = theirs(
+            torch.tensor(ids), attention_mask=torch.tensor(real.astype(int))
+        ).logits
+    compare(model(params, jnp.asarray(ids[:1])), expected)
+    # Positions follow from the mask.
+    logits = np.asarray(model(params, jnp.asarray(ids), mask=jnp.asarray(real)))
+    compare(logits[real], masked.numpy()[real])
 
 
 def test_older_names_of_norms_are_read(tmp_path):
-    make(tmp_path / "new", "bert")
-    model, params, *_ = hub.load(tmp_path / "new")
+    folder, _, (model, params, _, config, _) = published(CASES["bert"])
     from safetensors.numpy import load_file, save_file
 
-    named = load_file(tmp_path / "new" / "model.safetensors")
+    named = load_file(folder / "model.safetensors")
     older = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
             "LayerNorm.bias", "LayerNorm.beta"
         ): value
         for name, value in named.items()
     }
-    (tmp_path / "old").mkdir()
-    save_file(older, tmp_path / "old" / "model.safetensors")
-    (tmp_path / "new" / "config.json").rename(tmp_path / "old" / "config.json")
-    again = hub.load(tmp_path / "old")
+    save_file(older, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again = hub.load(tmp_path)
     assert again.model == model
     jax.tree.map(np.testing.assert_array_equal, again.params, params)
 
@@ -169,26 +165,23 @@ def test_older_names_of_norms_are_read(tmp_path):
         ({"tie_word_embeddings": False}, "tied"),
     ],
 )
-def test_what_is_not_an_encoder_of_ours_is_refused(change, words, tmp_path):
-    make(tmp_path, "bert")
-    config = {**hub.load(tmp_path).config, **change}
+def test_what_is_not_an_encoder_of_ours_is_refused(change, words):
+    config = {**published(CASES["bert"]).ours.config, **change}
     with pytest.raises(hub.HubError, match=words):
         family_of(config).build(config)
 
 
-def test_each_device_is_given_its_own_part(tmp_path):
-    make(tmp_path, "bert")
+def test_each_device_is_given_its_own_part():
+    folder, _, whole = published(CASES["bert"])
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("model",))
-    opened = hub.load(tmp_path, mesh, {"mlp": "model"})
+    opened = hub.load(folder, mesh, {"mlp": "model"})
     kernel = opened.params["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (3, 32, 10)
-    whole = hub.load(tmp_path).params
-    jax.tree.map(np.testing.assert_array_equal, opened.params, whole)
+    jax.tree.map(np.testing.assert_array_equal, opened.params, whole.params)
 
 
-def test_an_older_modernbert_says_its_rotations_in_another_way(tmp_path):
-    make(tmp_path, "modernbert")
-    model, _, _, config, _ = hub.load(tmp_path)
+def test_an_older_modernbert_says_its_rotations_in_another_way():
+    model, _, _, config, _ = published(CASES["modernbert"]).ours
     older = {
         k: v for k, v in config.items() if k not in ("rope_parameters", "layer_types")
     }
@@ -199,7 +192,7 @@ def test_an_older_modernbert_says_its_rotations_in_another_way(tmp_path):
         family_of(older).build({**older, "mlp_bias": True})
 
 
-def test_an_encoder_without_a_head_says_so(tmp_path):
+def test_an_encoder_without_a_head_says_so():
     config = jd.models.EncoderConfig(vocab_size=5, token_types=0)
     model = jd.models.Encoder(config)
     states = jnp.ones((BATCH, SEQ, 768))
@@ -211,5 +204,4 @@ def test_an_encoder_without_a_head_says_so(tmp_path):
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "modernbert"])
 def test_what_is_saved_is_what_was_read(name, tmp_path):
-    make(tmp_path / "theirs", name)
-    round_trip(tmp_path / "theirs", tmp_path / "ours")
+    check_round_trip(CASES[name], tmp_path)

@@ -1,6 +1,15 @@
-"""Tiny checkpoints made by `transformers`, and ours held to them."""
+"""Tiny checkpoints made by `transformers`, and ours held to them.
 
+A file of families has a table `CASES` and a function `check(case)`, which holds ours to
+theirs and returns the largest differences: its tests and `tools.parity` run the same.
+"""
+
+import atexit
+from collections.abc import Mapping
 import json
+from pathlib import Path
+import tempfile
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +22,59 @@ from jaxdl import hub
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+# What is tiny is done before another thread has woken.
+torch.set_num_threads(1)
 BATCH, SEQ = 2, 11
+# Wide enough that one kind of gelu, or one epsilon, is told from another.
+WIDE = 0.3
+FOLDERS = tempfile.TemporaryDirectory(prefix="tiny-checkpoints-")
+atexit.register(FOLDERS.cleanup)
+PUBLISHED: dict[str, "Published"] = {}
+
+
+class Case(NamedTuple):
+    """A checkpoint: its class in `transformers`, and its configuration.
+
+    sizes are those of several cases, changes what sets this one apart; says are words
+    for what is not seen in changes. spread is that of the weights.
+    """
+
+    kind: str
+    sizes: Mapping[str, Any]
+    changes: Mapping[str, Any] = {}
+    says: str = ""
+    spread: float = WIDE
+
+
+class Published(NamedTuple):
+    """A checkpoint in a folder, as theirs and as ours."""
+
+    folder: Path
+    theirs: Any
+    ours: hub.Pretrained
+
+
+class Difference(NamedTuple):
+    """The largest: of what a model returns, and of what leaves its layers."""
+
+    result: float
+    states: float
+
+
+def published(case: Case) -> Published:
+    """The checkpoint of a case, made once."""
+    if repr(case) not in PUBLISHED:
+        folder = Path(FOLDERS.name) / str(len(PUBLISHED))
+        theirs = make(folder, case)
+        PUBLISHED[repr(case)] = Published(folder, theirs, hub.load(folder))
+    return PUBLISHED[repr(case)]
+
+
+def make(folder, case: Case):
+    """Writes the checkpoint of a case; theirs."""
+    kind = getattr(transformers, case.kind)
+    config = kind.config_class(**{**case.sizes, **case.changes})
+    return checkpoint(folder, kind, config, spread=case.spread)
 
 
 def checkpoint(folder, model_class, config, seed=0, spread=0.08):
@@ -40,16 +101,30 @@ def tokens(vocab_size, shape=(BATCH, SEQ), seed=0):
     return np.random.default_rng(seed).integers(3, vocab_size, shape)
 
 
+def pictures(height=15, width=15):
+    """Two images for ours, and as torch has them: channels first."""
+    images = np.random.default_rng(3).normal(size=(2, height, width, 3))
+    images = images.astype(np.float32)
+    return jnp.asarray(images), torch.tensor(images.transpose(0, 3, 1, 2))
+
+
 def compare(ours, theirs, tolerance=1e-4):
     """The largest difference; AssertionError if it is above the tolerance."""
-    ours, theirs = np.asarray(ours, np.float32), theirs.detach().numpy()
+    theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else theirs
+    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs)
     np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
     return float(np.abs(ours - theirs).max())
 
 
-def resid(model, params, ids, **given):
-    """Logits, and what leaves each layer, in the order of layers."""
-    return states_of(model, params, jnp.asarray(ids), **given)
+def compare_states(ours, theirs, real=..., last_is_normed=False):
+    """`compare` of what leaves each layer, where `real`; theirs begin with what enters.
+
+    last_is_normed: theirs of the last layer has gone through a norm, and is left out.
+    """
+    assert len(ours) == len(theirs) - 1
+    pairs = list(zip(ours, theirs[1:], strict=True))
+    pairs = pairs[:-1] if last_is_normed else pairs
+    return max(compare(mine[real], other.numpy()[real]) for mine, other in pairs)
 
 
 def states_of(model, params, x, stack="blocks", function=None, **given):
@@ -64,77 +139,12 @@ def states_of(model, params, x, stack="blocks", function=None, **given):
     paths = [f"{stack}/{path}/resid_post".replace("//", "/") for path, _ in places]
     stacked = {name: np.asarray(value) for name, value in values.items()}
     states = [stacked[p][n] for p, (_, n) in zip(paths, places, strict=True)]
-    return result, states
+    return np.asarray(result), states
 
 
-def check_decoder(folder, theirs):
-    """Holds ours to theirs: logits, hidden states, padding, packing, greedy tokens."""
-    opened = hub.load(folder)
-    model, params = opened.model, opened.params
-    ids = tokens(theirs.config.vocab_size)
-    with torch.no_grad():
-        expected = theirs(torch.tensor(ids), output_hidden_states=True)
-    logits, states = resid(model, params, ids)
-    worst = compare(logits, expected.logits)
-    # The first of theirs is the embedding, but for Mamba, and the last is normalised.
-    first = 0 if theirs.config.model_type == "mamba" else 1
-    others = expected.hidden_states[first:-1]
-    for ours, state in zip(states, others, strict=False):
-        compare(ours, state)
-    check_padding(model, params, theirs, ids)
-    check_packing(model, params, logits, ids)
-    check_greedy(model, params, theirs, ids)
-    return worst
-
-
-def check_padding(model, params, theirs, ids):
-    padded = np.concatenate([np.zeros((BATCH, 3), ids.dtype), ids[:, :-1]], axis=1)
-    mask = np.arange(padded.shape[1]) >= 3
-    mask = np.broadcast_to(mask, padded.shape).astype(np.int64)
-    positions = np.cumsum(mask, axis=1) - 1
-    with torch.no_grad():
-        expected = theirs(
-            torch.tensor(padded),
-            attention_mask=torch.tensor(mask),
-            position_ids=torch.tensor(np.maximum(positions, 0)),
-        ).logits
-    ours = jax.jit(model)(params, jnp.asarray(padded), positions=jnp.asarray(positions))
-    compare(ours[:, 3:], expected[:, 3:])
-
-
-def check_packing(model, params, logits, ids):
-    """Two sequences in one row are each as if alone."""
-    first, second = ids[:1, :5], ids[1:, :4]
-    packed = np.concatenate([first, second], axis=1)
-    segments = np.array([[0] * 5 + [1] * 4])
-    positions = np.array([[*range(5), *range(4)]])
-    ours = jax.jit(model)(
-        params, jnp.asarray(packed), segment_ids=jnp.asarray(segments),
-        positions=jnp.asarray(positions),
-    )  # fmt: skip
-    close = dict(rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(ours[:, :5], logits[:1, :5], **close)
-    np.testing.assert_allclose(ours[:, 5:], logits[1:, :4], **close)
-
-
-def check_greedy(model, params, theirs, ids, new=8):
-    """Prefill and decode through the cache choose the tokens that theirs chooses."""
-    prompt = ids[:, :6]
-    theirs.generation_config.eos_token_id = None  # so that neither stops
-    with torch.no_grad():
-        expected = theirs.generate(
-            torch.tensor(prompt), max_new_tokens=new, do_sample=False,
-            eos_token_id=None, pad_token_id=0,
-        )[:, prompt.shape[1] :].numpy()  # fmt: skip
-    step = jax.jit(lambda p, t, cache: model(p, t, cache=cache))
-    cache = model.init_cache(BATCH, prompt.shape[1] + new, chunk=prompt.shape[1])
-    logits, cache = step(params, jnp.asarray(prompt), cache)
-    chosen = []
-    for _ in range(new):
-        token = logits[:, -1].argmax(-1)
-        chosen.append(token)
-        logits, cache = step(params, token[:, None], cache)
-    np.testing.assert_array_equal(np.stack(chosen, axis=1), expected)
+def check_round_trip(case: Case, folder):
+    """What is saved in a folder has the names, dtypes and bytes of what was read."""
+    round_trip(published(case).folder, folder)
 
 
 def round_trip(folder, again):
