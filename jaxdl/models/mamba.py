@@ -4,9 +4,11 @@ from typing import Any
 
 from jaxtyping import Array, Float, Int
 
+from jaxdl.core.keys import MISSING, OptionalKey
 from jaxdl.core.module import Module
 from jaxdl.core.tap_primitive import tap
 from jaxdl.models.block import residual
+from jaxdl.nn.routing import run
 
 
 class MambaBlock(Module):
@@ -26,19 +28,13 @@ class MambaBlock(Module):
         segment_ids: Int[Array, "batch seq"] | None = None,
         positions: Int[Array, "..."] | None = None,
         cache: Any = None,
+        key: OptionalKey = MISSING,
     ) -> Any:
         y = self.norm(params["norm"], tap(x, "resid_pre"))
-        y = self.mixer(
-            params["mixer"],
-            y,
-            segment_ids=segment_ids,
-            positions=positions,
-            cache=cache,
-        )
-        if cache is not None:
-            y, cache = y
+        given = {"segment_ids": segment_ids, "positions": positions, "key": key}
+        y, new = run(self.mixer, params["mixer"], y, cache, given)
         x = residual(x + y, "resid_post")
-        return x if cache is None else (x, cache)
+        return x if cache is None else (x, new)
 
     def init_cache(self, *sizes: Any, **options: Any) -> Any:
         """The mixer's state before any token; see `nn.Mamba`."""

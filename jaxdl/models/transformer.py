@@ -145,7 +145,7 @@ def remember(
     cross: Any = blocks.block.cross
 
     def one(layer_params):
-        return cross.remember(layer_params, memory, mask=mask)
+        return cross.remember(layer_params, memory, mask=mask, key=None)
 
     return jax.vmap(one)(params["cross"])
 

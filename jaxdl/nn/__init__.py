@@ -16,6 +16,9 @@ from jaxdl.nn.conv import Conv as Conv
 from jaxdl.nn.conv_transpose import ConvTranspose as ConvTranspose
 from jaxdl.nn.dropout import Dropout as Dropout
 from jaxdl.nn.dropout import DropPath as DropPath
+from jaxdl.nn.experts import ExpertLinear as ExpertLinear
+from jaxdl.nn.experts import Experts as Experts
+from jaxdl.nn.experts import Stretches as Stretches
 from jaxdl.nn.feed_forward import FeedForward as FeedForward
 from jaxdl.nn.image import PatchEmbedding as PatchEmbedding
 from jaxdl.nn.image import PixelShuffle as PixelShuffle

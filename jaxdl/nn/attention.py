@@ -14,6 +14,7 @@ from jaxdl.core.module import Module, fill, part, scoped
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
 from jaxdl.core.tap_primitive import tap
+from jaxdl.nn import routing
 from jaxdl.nn.attend import (
     attend,
     attend_fused,
@@ -150,17 +151,17 @@ class Attention(Module):
             check_positions(positions, x)
         if cache is not None and positions is None:
             positions = cache.length + jnp.arange(x.shape[1])
-        q = tap(self._heads(params, "q", x, positions), "q")
+        part = routing.parts(self, params, key)
+        q = tap(self._heads(part, "q", x, positions), "q")
         if memory is not None:
-            sight = self._of_memory(params, x, memory)
+            sight = self._of_memory(part, x, memory)
         elif cache is not None:
-            sight = self._of_cache(params, x, positions, cache)
+            sight = self._of_cache(part, x, positions, cache)
         else:
-            sight = self._of_row(params, x, positions)
-        heads = tap(
-            self._attend(params, q, sight, mask, score_bias, segment_ids, key), "heads"
-        )
-        y = self.out(params["out"], heads.reshape(*x.shape[:2], -1))
+            sight = self._of_row(part, x, positions)
+        given = {"mask": mask, "score_bias": score_bias, "segment_ids": segment_ids}
+        heads = tap(self._attend(params, part, q, sight, **given), "heads")
+        y = part("out", heads.reshape(*x.shape[:2], -1))
         if cache is None:
             return y
         lost = cache.lost(x.shape[1], self.window)
@@ -173,15 +174,19 @@ class Attention(Module):
         memory: Float[Array, "batch memory_seq memory_dim"],
         *,
         mask: Bool[Array, "batch memory_seq"] | None = None,
+        key: OptionalKey = MISSING,
     ) -> KVCache:
         """The memory's keys and values, to be handed as `memory` any number of times.
 
         `mask` is False where the memory is padding.
         """
+        return self._remembered(routing.parts(self, params, key), memory, mask)
+
+    def _remembered(self, part, memory, mask=None) -> KVCache:
         fits = memory.ndim == 3 and memory.shape[-1] == self.memory_dim
         expect(fits, f"a memory [batch, memory_seq, {self.memory_dim}]", memory)
-        k = self._heads(params, "k", memory, None)
-        v = self._heads(params, "v", memory, None)
+        k = self._heads(part, "k", memory, None)
+        v = self._heads(part, "v", memory, None)
         positions = jnp.broadcast_to(jnp.arange(memory.shape[1]), memory.shape[:2])
         if mask is not None:
             wanted = f"a mask of bools [{memory.shape[0]}, {memory.shape[1]}]"
@@ -189,45 +194,45 @@ class Attention(Module):
             positions = jnp.where(mask, positions, -1)
         return KVCache.holding(k, v, positions)
 
-    def _of_memory(self, params, x, memory: Any) -> "_Sight":
+    def _of_memory(self, part, x, memory: Any) -> "_Sight":
         stored = isinstance(memory, KVCache | LayerCache)
-        seen = memory if stored else self.remember(params, memory)
+        seen = memory if stored else self._remembered(part, memory)
         expect(seen.k.shape[0] == x.shape[0], f"a memory of batch {x.shape[0]}", seen.k)
         real = seen.positions >= 0 if stored else None
         k, v = tap(seen.k, "k"), tap(seen.v, "v")
         return _Sight(k, v, jnp.arange(x.shape[1]), seen.positions, real)
 
-    def _of_cache(self, params, x, positions, cache: KVCache) -> "_Sight":
-        k = tap(self._heads(params, "k", x, positions), "k")
-        v = tap(self._heads(params, "v", x, None), "v")
+    def _of_cache(self, part, x, positions, cache: KVCache) -> "_Sight":
+        k = tap(self._heads(part, "k", x, positions), "k")
+        v = tap(self._heads(part, "v", x, None), "v")
         positions = jnp.broadcast_to(positions, x.shape[:2])
         seen = cache.append(k, v, positions)
         real = seen.positions >= 0
         return _Sight(seen.k, seen.v, positions, seen.positions, real, seen)
 
-    def _of_row(self, params, x, positions) -> "_Sight":
-        k = tap(self._heads(params, "k", x, positions), "k")
-        v = tap(self._heads(params, "v", x, None), "v")
+    def _of_row(self, part, x, positions) -> "_Sight":
+        k = tap(self._heads(part, "k", x, positions), "k")
+        v = tap(self._heads(part, "v", x, None), "v")
         # Packed sequences count from 0 each: who is later is a matter of the row.
         order = jnp.arange(x.shape[1])
         return _Sight(k, v, order, order, None if positions is None else positions >= 0)
 
-    def _heads(self, params, name: str, x, positions) -> jax.Array:
+    def _heads(self, part, name: str, x, positions) -> jax.Array:
         """Queries, keys or values by head: normed, and turned by their positions."""
-        y = getattr(self, name)(params[name], x)
+        y = part(name, x)
         norm = getattr(self, f"{name}_norm", None)
         if norm is not None and norm.features != self.width:
-            y = norm(params[f"{name}_norm"], y)
+            y = part(f"{name}_norm", y)
         y = constrain(y.reshape(*x.shape[:2], -1, self.width), *_AXES[name])
         if norm is not None and norm.features == self.width:
-            y = norm(params[f"{name}_norm"], y)
+            y = part(f"{name}_norm", y)
         if self.rope is None or name == "v":
             return y
         if positions is None:
             positions = jnp.arange(x.shape[1])
         return self.rope({}, y, positions=positions)
 
-    def _attend(self, params, q, sight, mask, score_bias, segment_ids, key):
+    def _attend(self, params, part, q, sight, *, mask, score_bias, segment_ids):
         sizes = (q.shape[0], self.num_heads, q.shape[1], sight.k.shape[1])
         if mask is not None:
             check_mask(mask, *sizes)
@@ -253,7 +258,7 @@ class Attention(Module):
             return attend_fused(q, sight.k, sight.v, **given)
 
         def drop(pattern):
-            return self.drop(params["drop"], pattern, key=key)
+            return part("drop", pattern)
 
         given |= {"sinks": params["sinks"] if self.sinks else None, "drop": drop}
         return attend(q, sight.k, sight.v, **given, softcap=self.softcap)

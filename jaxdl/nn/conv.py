@@ -66,6 +66,10 @@ class Conv(Module):
         y = y.reshape(*batch, *y.shape[1:])
         return y + params["bias"] if self.bias else y
 
+    def matrix(self, params) -> Float[Array, "... fan_in fan_out"]:
+        """The kernel, a matrix for each place in it. An adapted layer makes its own."""
+        return params["kernel"]
+
 
 def check_groups(layer: Any) -> None:
     """Raises ValueError unless a convolution's groups divide its features."""

@@ -68,6 +68,10 @@ class ConvTranspose(Module):
         y = y.reshape(*batch, *y.shape[1:])
         return y + params["bias"] if self.bias else y
 
+    def matrix(self, params) -> Float[Array, "... fan_in fan_out"]:
+        """The kernel, a matrix for each place in it. An adapted layer makes its own."""
+        return params["kernel"]
+
     def _padding(self, dims: int) -> list[tuple[int, int]]:
         sizes = zip(
             for_each(self.kernel_size, dims), for_each(self.dilation, dims), strict=True

@@ -12,6 +12,7 @@ from jaxdl.core.keys import MISSING, OptionalKey
 from jaxdl.core.module import Module, fill, part
 from jaxdl.core.naming import expect
 from jaxdl.core.tap_primitive import tap
+from jaxdl.nn import routing
 from jaxdl.nn.dropout import Dropout
 from jaxdl.nn.linear import Linear
 
@@ -61,10 +62,10 @@ class FeedForward(Module):
         self, params, x: Float[Array, "... dim"], *, key: OptionalKey = MISSING
     ) -> Float[Array, "... dim"]:
         expect(x.shape[-1:] == (self.dim,), f"[..., {self.dim}]", x)
-        hidden = self.up(params["up"], x)
+        part = routing.parts(self, params, key)
+        hidden = part("up", x)
         if self.gate is None:
             hidden = self.activation(hidden)
         else:
-            hidden = self.activation(self.gate(params["gate"], x)) * hidden
-        y = self.down(params["down"], tap(hidden, "hidden"))
-        return self.drop(params["drop"], y, key=key)
+            hidden = self.activation(part("gate", x)) * hidden
+        return part("drop", part("down", tap(hidden, "hidden")))

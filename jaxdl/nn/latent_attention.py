@@ -12,6 +12,7 @@ from jaxdl.core.keys import MISSING, OptionalKey
 from jaxdl.core.module import Module, fill, part
 from jaxdl.core.naming import expect
 from jaxdl.core.tap_primitive import tap
+from jaxdl.nn import routing
 from jaxdl.nn.attend import attend, check_mask, visibility
 from jaxdl.nn.cache import KVCache
 from jaxdl.nn.checks import check_positions
@@ -115,8 +116,9 @@ class LatentAttention(Module):
         if positions is None:
             positions = order if cache is None else cache.length + order
         check_positions(positions, x)
-        q = tap(self._queries(params, x, positions), "q")
-        latent, turned = self._latent(params, x, positions)
+        part = routing.parts(self, params, key)
+        q = tap(self._queries(part, x, positions), "q")
+        latent, turned = self._latent(part, x, positions)
         queries = keys = order
         seen = None
         if cache is not None:
@@ -125,7 +127,7 @@ class LatentAttention(Module):
             seen = cache.append(latent[:, :, None], turned, queries)
             latent, turned, keys = seen.k[:, :, 0], seen.v, seen.positions
             real = keys >= 0
-        k, v = self._expand(params, latent, turned)
+        k, v = self._expand(part, latent, turned)
         if mask is not None:
             check_mask(mask, x.shape[0], self.num_heads, x.shape[1], k.shape[1])
         visible = visibility(
@@ -136,32 +138,31 @@ class LatentAttention(Module):
             q, tap(k, "k"), tap(v, "v"), scale=self.scale or 1.0, visible=visible,
             blind=blind,
         )  # fmt: skip
-        y = self.out(params["out"], tap(heads, "heads").reshape(*x.shape[:2], -1))
+        y = part("out", tap(heads, "heads").reshape(*x.shape[:2], -1))
         if cache is None:
             return y
         return jnp.where(cache.lost(x.shape[1], None), jnp.nan, y), seen
 
-    def _queries(self, params, x, positions) -> jax.Array:
+    def _queries(self, part, x, positions) -> jax.Array:
         if self.q is not None:
-            q = self.q(params["q"], x)
+            q = part("q", x)
         else:
-            down = self.q_down(params["q_down"], x)  # type: ignore[misc]
-            q = self.q_up(params["q_up"], self.q_norm(params["q_norm"], down))  # type: ignore[misc]
+            q = part("q_up", part("q_norm", part("q_down", x)))
         q = q.reshape(*x.shape[:2], self.num_heads, self.head_dim + self.rope_dim)
         still, turning = q[..., : self.head_dim], q[..., self.head_dim :]
         turned = self.rope({}, turning, positions=positions)
         return jnp.concatenate([still, turned], axis=-1)
 
-    def _latent(self, params, x, positions) -> tuple[jax.Array, jax.Array]:
+    def _latent(self, part, x, positions) -> tuple[jax.Array, jax.Array]:
         """The latent [batch, seq, kv_rank]; the turned [batch, seq, 1, rope_dim]."""
-        both = self.kv_down(params["kv_down"], x)
-        latent = self.kv_norm(params["kv_norm"], both[..., : self.kv_rank])
+        both = part("kv_down", x)
+        latent = part("kv_norm", both[..., : self.kv_rank])
         turning = both[..., None, self.kv_rank :]
         return latent, self.rope({}, turning, positions=positions)
 
-    def _expand(self, params, latent, turned) -> tuple[jax.Array, jax.Array]:
+    def _expand(self, part, latent, turned) -> tuple[jax.Array, jax.Array]:
         """Keys and values of every head."""
-        kv = self.kv_up(params["kv_up"], latent)
+        kv = part("kv_up", latent)
         kv = kv.reshape(*latent.shape[:2], self.num_heads, self.head_dim + self.v_dim)
         still, v = kv[..., : self.head_dim], kv[..., self.head_dim :]
         shared = jnp.broadcast_to(turned, (*still.shape[:3], self.rope_dim))

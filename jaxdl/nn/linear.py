@@ -63,7 +63,7 @@ class Einsum(Module):
     axes: tuple[str | None, ...] | None = None
 
     def __post_init__(self):
-        _, kernel, y = self._terms()
+        _, kernel, y = self.terms()
         if len(kernel) != len(self.shape) or not y.endswith(self._free()):
             raise ValueError(
                 "Einsum: expected an equation x,kernel->y with one kernel letter for "
@@ -72,7 +72,7 @@ class Einsum(Module):
             )
 
     def spec(self):
-        x, kernel, _ = self._terms()
+        x, kernel, _ = self.terms()
         summed = tuple(i for i, letter in enumerate(kernel) if letter in x)
         own = tuple(i for i, letter in enumerate(kernel) if letter not in x)
         init = initializers.lecun_normal(in_axis=summed, out_axis=own)
@@ -84,7 +84,7 @@ class Einsum(Module):
         return spec
 
     def __call__(self, params, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        letters, kernel, _ = self._terms()
+        letters, kernel, _ = self.terms()
         sizes = dict(zip(kernel, self.shape, strict=True))
         expected = [sizes.get(letter, letter) for letter in letters]
         fits = x.ndim == len(letters) and all(
@@ -96,13 +96,18 @@ class Einsum(Module):
         y = jnp.einsum(self.equation, x, params["kernel"])
         return y + params["bias"] if self.bias else y
 
-    def _terms(self) -> tuple[str, str, str]:
+    def matrix(self, params) -> Float[Array, "..."]:
+        """The kernel. An adapted layer makes its own."""
+        return params["kernel"]
+
+    def terms(self) -> tuple[str, str, str]:
+        """The letters of x, of the kernel and of y."""
         inputs, _, y = self.equation.replace(" ", "").partition("->")
         x, _, kernel = inputs.partition(",")
         return x, kernel, y
 
     def _free(self) -> str:
-        x, kernel, _ = self._terms()
+        x, kernel, _ = self.terms()
         return "".join(letter for letter in kernel if letter not in x)
 
 
@@ -163,10 +168,10 @@ class Embedding(Module):
         rows = params["embedding"].at[jnp.asarray(tokens)]
         y = rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         if y.ndim == 3:
-            # As the table is split, before the batch is. Else a table that is split by
-            # its features has its gradient written from the batch of all devices.
-            name = self.axes[1]
-            y = constrain(y, "batch", "sequence", name, first=name)
+            # Rows first stay split as the table is. Else the gradient of one that is
+            # split by its features is written from the batch of all devices.
+            names = ("batch", "sequence", self.axes[1])
+            y = constrain(constrain(y, *names, first=names[2]), *names)
         return y
 
     @scoped

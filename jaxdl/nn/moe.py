@@ -9,12 +9,12 @@ from jaxtyping import Array, Float, Int
 
 from jaxdl.core import init as initializers
 from jaxdl.core.fields import Size
-from jaxdl.core.layout import constrain
+from jaxdl.core.keys import MISSING, OptionalKey
 from jaxdl.core.module import Module, fill, part
 from jaxdl.core.naming import expect
-from jaxdl.core.param import Param
-from jaxdl.core.tap_primitive import tap
+from jaxdl.nn import routing
 from jaxdl.nn.checks import floating
+from jaxdl.nn.experts import ExpertLinear, Experts, Stretches
 from jaxdl.nn.router import Router
 
 
@@ -32,7 +32,8 @@ class MoE(Module):
     and those that find no place pass through no expert (GShard, arXiv:2006.16668);
     "dense" has every expert look at every token, for small models and as an oracle.
 
-    Taps: those of the router (`router/logits`, `router/weights`, `router/experts`).
+    Taps: those of the router (`router/logits`, `router/weights`, `router/experts`) and
+    `experts/hidden`.
     """
 
     dim: Size
@@ -48,6 +49,7 @@ class MoE(Module):
     out_init: Any = initializers.lecun_normal(batch_axis=0)
     router: Module = part(default=None)
     shared: Module | None = part(default=None)
+    experts: Module = part(default=None)
 
     def __post_init__(self):
         if self.dispatch not in ("ragged", "capacity", "dense"):
@@ -55,50 +57,43 @@ class MoE(Module):
                 "MoE.dispatch: expected ragged, capacity or dense, got "
                 f"{self.dispatch!r}"
             )
-        fill(self, router=Router(self.dim, self.num_experts, self.top_k))
-
-    def spec(self):
         num, dim, hidden = self.num_experts, self.dim, self.hidden
-        into = Param((num, dim, hidden), self.kernel_init, ("expert", "embed", "mlp"))
-        out = Param((num, hidden, dim), self.out_init, ("expert", "mlp", "embed"))
-        experts = {}
-        for name, kernel in {"gate": into, "up": into, "down": out}.items():
-            experts[name] = {"kernel": kernel}
-            if self.bias:
-                shape, axes = kernel.shape[::2], (kernel.axes or ())[::2]
-                bias = Param(shape, initializers.zeros, axes, role="bias")
-                experts[name]["bias"] = bias
-        return {**super().spec(), "experts": experts}
+        axes, init = ("embed", "mlp"), self.kernel_init
+        into = ExpertLinear(num, dim, hidden, self.bias, axes, init)
+        axes, init = ("mlp", "embed"), self.out_init
+        out = ExpertLinear(num, hidden, dim, self.bias, axes, init)
+        fill(
+            self,
+            router=Router(dim, num, self.top_k),
+            experts=Experts(into, into, out, self.glu, self.activation),
+        )
 
-    def __call__(self, params, x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
+    def __call__(
+        self, params, x: Float[Array, "... dim"], *, key: OptionalKey = MISSING
+    ) -> Float[Array, "... dim"]:
         expect(x.shape[-1:] == (self.dim,), f"[..., {self.dim}]", x)
-        x = floating(x, params["experts"]["up"]["kernel"].dtype)
+        part = routing.parts(self, params, key)
+        x = floating(x, self.experts.dtype(params["experts"]))  # type: ignore[attr-defined]
         rows = x.reshape(-1, self.dim)
-        weights, experts = self.router(params["router"], rows)
+        weights, experts = part("router", rows)
         weights = weights.astype(rows.dtype)
         run = {"ragged": self._ragged, "capacity": self._capacity, "dense": self._dense}
-        y = run[self.dispatch](params["experts"], rows, weights, experts)
+        y = run[self.dispatch](part, rows, weights, experts)
         if self.shared is not None:
-            y = y + self.shared(params["shared"], rows)
+            y = y + part("shared", rows)
         return y.reshape(x.shape)
 
-    def _ragged(self, params, rows, weights, experts):
+    def _ragged(self, part, rows, weights, experts):
         """Tokens sorted by expert, so that each expert has a stretch of the rows."""
         chosen = experts.ravel()
         order = jnp.argsort(chosen, stable=True)
         sizes = jnp.bincount(chosen, length=self.num_experts).astype(jnp.int32)
-
-        def apply(name, x):
-            y = jax.lax.ragged_dot(x, params[name]["kernel"], sizes)
-            if self.bias:
-                y = y + params[name]["bias"][chosen[order]]
-            return y
-
-        y = self._feed_forward(apply, rows[order // weights.shape[1]])
+        stretches = Stretches(sizes, chosen[order])
+        y = part("experts", rows[order // weights.shape[1]], stretches=stretches)
         y = y * weights.ravel()[order][:, None]
         return jnp.zeros_like(rows).at[order // weights.shape[1]].add(y)
 
-    def _capacity(self, params, rows, weights, experts):
+    def _capacity(self, part, rows, weights, experts):
         """A place for each expert and slot: [expert, slot, dim]."""
         tokens, top_k = experts.shape
         slots = max(1, int(self.capacity * tokens * top_k / self.num_experts))
@@ -112,31 +107,16 @@ class MoE(Module):
         route = chosen.astype(rows.dtype)
         send = jnp.einsum("nke,nks->nes", route, slot)
         x = jnp.einsum("nes,nd->esd", send, rows)
-        y = self._feed_forward(self._batched(params), x)
+        y = part("experts", x)
         collect = jnp.einsum("nk,nke,nks->nes", weights, route, slot)
         return jnp.einsum("nes,esd->nd", collect, y)
 
-    def _dense(self, params, rows, weights, experts):
+    def _dense(self, part, rows, weights, experts):
         """All experts for all tokens."""
         x = jnp.broadcast_to(rows, (self.num_experts, *rows.shape))
-        y = self._feed_forward(self._batched(params), x)
+        y = part("experts", x)
         route = jax.nn.one_hot(experts, self.num_experts, dtype=rows.dtype)
         return jnp.einsum("nk,nke,end->nd", weights, route, y)
-
-    def _batched(self, params):
-        def apply(name, x):
-            into, out = ("mlp", "embed") if name == "down" else ("embed", "mlp")
-            x = constrain(x, "expert", "batch", into)
-            y = jnp.einsum("esi,eio->eso", x, params[name]["kernel"])
-            y = y + params[name]["bias"][:, None] if self.bias else y
-            return constrain(y, "expert", "batch", out)
-
-        return apply
-
-    def _feed_forward(self, apply, x):
-        gate, up = apply("gate", x), apply("up", x)
-        hidden = self.activation(gate) * up if self.glu is None else self.glu(gate, up)
-        return apply("down", tap(hidden, "hidden"))
 
 
 def load_balance_loss(

@@ -5,7 +5,7 @@ import functools
 import inspect
 from typing import Any
 
-from jaxdl.core.keys import MISSING, Missing, split
+from jaxdl.core.keys import MISSING, Missing, OptionalKey, split
 from jaxdl.core.module import Module, is_stateful
 from jaxdl.core.naming import current_path
 
@@ -94,6 +94,24 @@ def run(
     return layer(params, x, **chosen), None
 
 
+def parts(module: Module, params: Any, key: OptionalKey = MISSING) -> Callable:
+    """A function that calls a module's parts by name: `part("up", x)` -> y.
+
+    Keywords are handed on to a part that takes them. The key is split among the parts
+    that take one; if a single one does it is not split, so that a layer computes as
+    ever until another of its parts, an adapter with dropout, asks for a key too.
+    """
+    takers = _takers(module)
+    keys = [key] if len(takers) == 1 else split(key, len(takers)) if takers else []
+    own = dict(zip(takers, keys, strict=True))
+
+    def part(name: str, x: Any, **given: Any) -> Any:
+        given["key"] = own.get(name, MISSING)
+        return run(getattr(module, name), params[name], x, None, given)[0]
+
+    return part
+
+
 def caches(layers: Sequence[Layer], *sizes: Any, **options: Any) -> dict[str, Any]:
     """Empty caches of the members that take one, by position."""
     return {
@@ -101,6 +119,12 @@ def caches(layers: Sequence[Layer], *sizes: Any, **options: Any) -> dict[str, An
         for index, layer in enumerate(layers)
         if "cache" in keywords(layer)
     }
+
+
+@functools.lru_cache(maxsize=4096)
+def _takers(module: Module) -> tuple[str, ...]:
+    found = module.children().items()
+    return tuple(name for name, child in found if "key" in keywords(child))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -10,10 +10,12 @@ from jaxtyping import Array, Float, Int
 
 from jaxdl.core import init as initializers
 from jaxdl.core.fields import Size
+from jaxdl.core.keys import MISSING, OptionalKey
 from jaxdl.core.module import Module, fill, part
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
 from jaxdl.core.tap_primitive import tap
+from jaxdl.nn import routing
 from jaxdl.nn.checks import check_positions
 from jaxdl.nn.linear import Linear
 
@@ -115,6 +117,7 @@ class Mamba(Module):
         segment_ids: Int[Array, "batch seq"] | None = None,
         positions: Int[Array, "..."] | None = None,
         cache: SSMState | None = None,
+        key: OptionalKey = MISSING,
     ) -> Any:
         expect(x.ndim == 3 and x.shape[-1] == self.dim, f"[batch, seq, {self.dim}]", x)
         real = None
@@ -126,14 +129,15 @@ class Mamba(Module):
             fits = segment_ids.shape == x.shape[:2] and cache is None
             expect(fits, wanted, segment_ids)
         before = self.init_cache(x.shape[0], 0, x.dtype) if cache is None else cache
-        x, gate = jnp.split(self.project(params["project"], x), 2, axis=-1)
+        part = routing.parts(self, params, key)
+        x, gate = jnp.split(part("project", x), 2, axis=-1)
         x = x if real is None else jnp.where(real, x, 0)
         inputs = jnp.concatenate([before.conv.astype(x.dtype), x], axis=1)
         x = jax.nn.silu(self._convolve(params["conv"], inputs, segment_ids))
         x = tap(x if real is None else jnp.where(real, x, 0), "inner")
-        y, ssm = self._recur(params, x, before.ssm, real, segment_ids)
+        y, ssm = self._recur(params, part, x, before.ssm, real, segment_ids)
         y = tap(y, "states") * jax.nn.silu(gate)
-        y = self.out(params["out"], y)
+        y = part("out", y)
         if cache is None:
             return y
         kept = inputs[:, inputs.shape[1] - self.conv_width + 1 :]
@@ -155,12 +159,12 @@ class Mamba(Module):
             total = total + earlier * params["kernel"][start, 0]
         return total
 
-    def _recur(self, params, x, before, real, segment_ids):
+    def _recur(self, params, part, x, before, real, segment_ids):
         """The recurrence, in float32: y like x, and the last state."""
-        selected = self.select(params["select"], x).astype(jnp.float32)
+        selected = part("select", x).astype(jnp.float32)
         rank = self.rank or 1
         step, into, out = jnp.split(selected, [rank, rank + self.state], axis=-1)
-        step = self.step(params["step"], step.astype(x.dtype)).astype(jnp.float32)
+        step = part("step", step.astype(x.dtype)).astype(jnp.float32)
         step = tap(jax.nn.softplus(step), "step")
         if real is not None:
             step = jnp.where(real, step, 0)  # time stands still on padding
