@@ -6,3 +6,5 @@ from jaxdl.optim.by_path import scale_by_path as scale_by_path
 from jaxdl.optim.eigenbasis import SoapState as SoapState
 from jaxdl.optim.eigenbasis import scale_by_soap as scale_by_soap
 from jaxdl.optim.eigenbasis import soap as soap
+from jaxdl.optim.orthogonal import muon as muon
+from jaxdl.optim.orthogonal import scale_by_muon as scale_by_muon
