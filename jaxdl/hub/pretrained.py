@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdl.core import tree
-from jaxdl.core.derive import abstract, abstract_state, axes
+from jaxdl import shard
+from jaxdl.core.derive import abstract, abstract_state
+from jaxdl.core.layout import Rules
 from jaxdl.core.module import Module, is_stateful
 from jaxdl.hub.families.family import family_of
 from jaxdl.hub.families.gguf import gguf_family
@@ -19,12 +20,9 @@ from jaxdl.hub.families.heads import is_bare
 from jaxdl.hub.files import HubError, read_json, short
 from jaxdl.hub.read import load_params
 from jaxdl.hub.tensors import Tensors, open_tensors
-from jaxdl.hub.tokenizer_files import open_tokenizer
+from jaxdl.hub.tokenizer_files import SENTENCEPIECE, SOURCES, open_tokenizer
 from jaxdl.hub.tokenizer_gguf import gguf_tokenizer
 from jaxdl.hub.write import save_params
-
-# What a tokenizer can be read from, in a folder.
-TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt")
 
 
 class Pretrained(NamedTuple):
@@ -44,16 +42,15 @@ class Pretrained(NamedTuple):
 def load(
     path: str | os.PathLike,
     mesh: Mesh | None = None,
-    rules: Mapping[str, str | tuple[str, ...] | None] | None = None,
+    rules: Rules | None = None,
     dtype: Any = None,
 ) -> Pretrained:
     """Opens published weights: a folder, a .gguf file, or a repository as owner/name.
 
     A folder has config.json and .safetensors files; repositories are Hugging Face's.
     dtype is that of every parameter, float32 unless given. With a mesh each device is
-    given its own part straight from the file; `rules` map logical axes ("embed", "mlp",
-    "heads", "vocab", ...) to mesh axes, and what has no rule, or does not divide, is
-    whole on every device.
+    given its own part straight from the file, by `rules` such as `jd.shard.FSDP`; what
+    has no rule, or does not divide, is whole on every device (`jd.shard.explain`).
 
     Raises HubError for a family that is not known and for tensors that do not fit.
     """
@@ -71,7 +68,7 @@ def load(
     shardings = None
     if mesh is not None:
         whole = NamedSharding(mesh, PartitionSpec())
-        shardings = _shardings(model, mesh, rules or {})
+        shardings = shard.shardings(model, mesh, rules or {})
         shardings = _merged(shardings, jax.tree.map(lambda leaf: whole, own))
     both = load_params(
         {family.current_name(name): tensor for name, tensor in tensors.items()},
@@ -172,7 +169,7 @@ def _place(path: str | os.PathLike) -> Path:
         raise HubError(
             f'{path}: is no folder; repositories need pip install "jaxdl[hub]"'
         ) from error
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", *SENTENCEPIECE]
     return Path(snapshot_download(str(path), allow_patterns=wanted))
 
 
@@ -182,7 +179,7 @@ def _tokenizer(place: Path, tensors: Tensors) -> Any:
         if "tokenizer.ggml.model" not in tensors.metadata:
             return None
         return gguf_tokenizer(tensors.metadata, str(place))
-    if not any((place / name).exists() for name in TOKENIZERS):
+    if not any((place / name).exists() for name in SOURCES):
         return None
     return open_tokenizer(place)
 
@@ -191,25 +188,3 @@ def _tied(config: Mapping[str, Any]) -> tuple[str, ...]:
     """A tied head is in some files all the same."""
     tied = config.get("tie_word_embeddings", False) or config["model_type"] == "gpt2"
     return ("lm_head.weight",) if tied else ()
-
-
-def _shardings(model: Module, mesh: Mesh, rules: Mapping[str, Any]) -> Any:
-    def sharding(names: tuple, leaf: Any) -> NamedSharding:
-        spec = [
-            _axis(mesh, rules.get(name), size)
-            for name, size in zip(names, leaf.shape, strict=True)
-        ]
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
-    named = tree.flatten(axes(model), is_leaf=lambda node: isinstance(node, tuple))
-    return tree.map_with_path(
-        lambda path, leaf: sharding(named[path], leaf), abstract(model)
-    )
-
-
-def _axis(mesh: Mesh, axis: Any, size: int) -> Any:
-    chosen = axis if isinstance(axis, tuple) else (axis,) if axis else ()
-    number = 1
-    for name in chosen:
-        number *= mesh.shape[name]
-    return axis if size % number == 0 else None

@@ -8,16 +8,21 @@ from typing import Any
 from jaxdl.hub import vocabulary
 from jaxdl.hub.files import HubError, needs, parse_json, read_json, read_text, short
 from jaxdl.hub.tokenizer import Tokenizer
+from jaxdl.hub.tokenizer_sentencepiece import sentencepiece_tokenizer
 
 SPECIAL = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token"]
 SPECIAL += ["cls_token", "mask_token"]
+SENTENCEPIECE = ("tokenizer.model", "spiece.model")
+# What a tokenizer can be read from, in a folder.
+SOURCES = ("tokenizer.json", "vocab.json", "vocab.txt", *SENTENCEPIECE)
 
 
 def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """Opens the tokenizer in a folder, a tokenizer.json, or a .gguf file.
 
-    A folder has tokenizer.json, or vocab.json with merges.txt (GPT-2, RoBERTa, Qwen),
-    or vocab.txt (BERT); tokenizer_config.json, special_tokens_map.json,
+    A folder has tokenizer.json, or vocab.json with merges.txt (GPT-2, RoBERTa, Qwen,
+    CLIP), or vocab.txt (BERT), or SentencePiece's tokenizer.model as Llama 2 and T5
+    have it; tokenizer_config.json, special_tokens_map.json,
     generation_config.json and chat_template.jinja are read where they are there.
     Raises HubError, naming the file, for what is damaged or of another kind.
     """
@@ -145,7 +150,7 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     return {str(item.get("name")): str(item.get("template")) for item in named}
 
 
-def _from_vocabulary(folder: Path, config: Mapping[str, Any], special: dict) -> Any:
+def _from_vocabulary(folder: Path, config: dict[str, Any], special: dict) -> Any:
     core = _of_words(folder, config, special)
     if "add_bos_token" in config or "add_eos_token" in config:
         before, after = special.get("bos_token"), special.get("eos_token")
@@ -158,33 +163,45 @@ def _from_vocabulary(folder: Path, config: Mapping[str, Any], special: dict) -> 
     return core
 
 
-def _of_words(folder: Path, config: Mapping[str, Any], special: dict) -> Any:
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return _made(folder / "vocab.json", lambda: _byte_level(folder, config))
+def _of_words(folder: Path, config: dict[str, Any], special: dict) -> Any:
+    vocab = folder / "vocab.json"
+    if vocab.is_file() and (folder / "merges.txt").is_file():
+        return _made(vocab, lambda: _pairs(folder, config, special))
     if (folder / "vocab.txt").is_file():
         return _made(folder / "vocab.txt", lambda: _word_piece(folder, config, special))
-    if (folder / "tokenizer.model").is_file():
-        raise HubError(
-            f"{folder / 'tokenizer.model'}: a SentencePiece model alone is not read; "
-            "convert it: transformers.AutoTokenizer.from_pretrained(folder)"
-            ".save_pretrained(folder) writes tokenizer.json"
-        )
+    models = [folder / name for name in SENTENCEPIECE]
+    if model := next((file for file in models if file.is_file()), None):
+        return _made(model, lambda: sentencepiece_tokenizer(model, config, special))
     raise HubError(
         f"{folder}: expected tokenizer.json, or vocab.json with merges.txt, or "
-        "vocab.txt; found none"
+        f"vocab.txt, or {SENTENCEPIECE[0]}; found none"
     )
 
 
-def _byte_level(folder: Path, config: Mapping[str, Any]) -> Any:
+def _pairs(folder: Path, config: Mapping[str, Any], special: dict) -> Any:
+    """BPE of vocab.json and merges.txt: GPT-2's kind, or CLIP's."""
     vocab = _json(folder / "vocab.json")
     lines = read_text(folder / "merges.txt").splitlines()
     lines = lines[1:] if lines and lines[0].startswith("#version") else lines
     lines = [line for line in lines if line]
-    if any(line.count(" ") != 1 for line in lines) or any("</w>" in t for t in vocab):
+    clip = any("</w>" in token for token in vocab)
+    kind = str(config.get("tokenizer_class"))
+    first, last = vocabulary.CLIP_ENDS
+    known = kind.startswith("CLIP") or (kind == "None" and {first, last} <= set(vocab))
+    if any(line.count(" ") != 1 for line in lines) or (clip and not known):
         raise HubError(
-            f"{folder}: expected GPT-2's kind of vocab.json and merges.txt, this is "
-            "another; publish it with tokenizer.json"
+            f"{folder}: expected GPT-2's or CLIP's kind of vocab.json and merges.txt, "
+            "this is another; publish it with tokenizer.json"
         )
+    if clip:
+        special.setdefault("bos_token", first)
+        for name in ("eos_token", "unk_token", "pad_token"):
+            special.setdefault(name, last)
+        return vocabulary.clip(vocab, vocabulary.merges_of(lines), special)
+    return _byte_level(vocab, lines, config)
+
+
+def _byte_level(vocab: dict, lines: list[str], config: Mapping[str, Any]) -> Any:
     kind = str(config.get("tokenizer_class"))
     qwen = kind.startswith("Qwen2")
     core = vocabulary.byte_level(

@@ -27,7 +27,13 @@ GPT4O = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 DIGITS = "digits"
+CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")
+CLIP = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
 
+LONGEST_TOKEN = 1000
 Merges = Sequence[tuple[str, str]]
 
 
@@ -60,6 +66,29 @@ def byte_level(
     if nfc:
         core.normalizer = t.normalizers.NFC()
     core.decoder = t.decoders.ByteLevel()
+    return core
+
+
+def clip(vocab: Mapping[str, int], merges: Merges, special: Mapping[str, str]) -> Any:
+    """BPE on the bytes of lower-case words, whose last token ends in `</w>`: CLIP's.
+
+    Spaces are lost, and the text that ids stand for has one between two words.
+    """
+    t = needs("tokenizers", "a tokenizer")
+    bpe = t.models.BPE(
+        dict(vocab), list(merges), unk_token=special["unk_token"],
+        continuing_subword_prefix="", end_of_word_suffix="</w>",
+    )  # fmt: skip
+    core, n, p, d = t.Tokenizer(bpe), t.normalizers, t.pre_tokenizers, t.decoders
+    one_space = n.Replace(t.Regex(r"\s+"), " ")
+    core.normalizer = n.Sequence([n.NFC(), one_space, n.Lowercase()])
+    words = p.Split(t.Regex(CLIP), "removed", invert=True)
+    core.pre_tokenizer = p.Sequence([words, p.ByteLevel(add_prefix_space=False)])
+    ends = d.Replace(t.Regex(r"^\s+|\s+$"), "")
+    core.decoder = d.Sequence([d.ByteLevel(), d.Replace("</w>", " "), ends])
+    first, last = special["bos_token"], special["eos_token"]
+    add_special(core, [first, last])
+    surround(core, first, last)
     return core
 
 
@@ -155,8 +184,12 @@ def merges_of(lines: Sequence[str]) -> list[tuple[str, str]]:
 def implied_merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """The merges of SentencePiece's BPE, best first, of which a file has the scores.
 
-    Any two tokens that make a third are merged, by the score of what they make.
+    Any two tokens that make a third are merged, by the score of what they make. Raises
+    ValueError for tokens so long that nobody ever made them.
     """
+    longest = max(map(len, scores), default=0)
+    if longest > LONGEST_TOKEN:
+        raise ValueError(f"tokens of at most {LONGEST_TOKEN} characters, got {longest}")
     found = []
     for token, score in scores.items():
         for left, right in ((token[:i], token[i:]) for i in range(1, len(token))):

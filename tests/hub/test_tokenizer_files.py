@@ -148,7 +148,7 @@ def test_what_is_no_tokenizer_is_refused_by_name(tmp_path):
     with pytest.raises(HubError, match="found none"):
         open_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"\n\0")
-    with pytest.raises(HubError, match=r"tokenizer.model: .*save_pretrained"):
+    with pytest.raises(HubError, match="tokenizer.model: no whole SentencePiece model"):
         open_tokenizer(tmp_path)
     (tmp_path / "vocab.json").write_text('{"a</w>": 0}')
     (tmp_path / "merges.txt").write_text("a b\n")
