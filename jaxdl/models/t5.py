@@ -11,8 +11,7 @@ from jaxdl.core import init as initializers
 from jaxdl.core.keys import MISSING, OptionalKey, split
 from jaxdl.core.module import Module, fill, inline, part, scoped
 from jaxdl.core.naming import expect
-from jaxdl.core.tap_primitive import tap
-from jaxdl.models.block import attention, norm
+from jaxdl.models.block import attention, norm, scores
 from jaxdl.models.decoder import Layer
 from jaxdl.models.transformer import TransformerConfig, blocks, reading, remember
 from jaxdl.nn.cache import cached_length
@@ -268,9 +267,8 @@ class T5(Module):
         if self.config.scale_logits:
             hidden = hidden * hidden.shape[-1] ** -0.5
         if self.head is not None:
-            return tap(self.head(params["head"], hidden), "logits")
-        logits = self.embed.logits(params["embed"], hidden)  # type: ignore[attr-defined]
-        return tap(logits, "logits")
+            return scores(self.head(params["head"], hidden))
+        return scores(self.embed.logits(params["embed"], hidden))  # type: ignore[attr-defined]
 
     def init_cache(
         self,

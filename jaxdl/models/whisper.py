@@ -9,8 +9,7 @@ from jaxtyping import Array, Float, Int
 from jaxdl.core.keys import MISSING, OptionalKey, split
 from jaxdl.core.module import Module, fill, part, scoped
 from jaxdl.core.naming import expect
-from jaxdl.core.tap_primitive import tap
-from jaxdl.models.block import norm
+from jaxdl.models.block import norm, residual, scores
 from jaxdl.models.transformer import TransformerConfig, blocks, reading, remember
 from jaxdl.nn.cache import cached_length
 from jaxdl.nn.conv import Conv
@@ -81,7 +80,7 @@ class AudioEncoder(Module):
         x = act(self.conv1(params["conv1"], x))
         x = act(self.conv2(params["conv2"], x))
         x = self.position(params["position"], x)
-        x = self.drop(params["drop"], tap(x, "embed"), key=first_key)
+        x = self.drop(params["drop"], residual(x, "embed"), key=first_key)
         x = self.blocks(params["blocks"], x, key=blocks_key)
         return self.norm(params["norm"], x)
 
@@ -129,7 +128,7 @@ class TextDecoder(Module):
             positions = cached_length(cache) + jnp.arange(tokens.shape[1])
         x = self.embed(params["embed"], tokens)
         x = self.position(params["position"], x, positions=positions)
-        x = self.drop(params["drop"], tap(x, "embed"), key=first_key)
+        x = self.drop(params["drop"], residual(x, "embed"), key=first_key)
         given = {**reading(memory, cache), "positions": positions, "key": blocks_key}
         x = self.blocks(params["blocks"], x, **given)
         if cache is None:
@@ -246,7 +245,7 @@ class Whisper(Module):
     ) -> Float[Array, "batch seq vocab"]:
         """Scores every token: [batch, seq, dim] -> [batch, seq, vocab_size]."""
         embed: Any = self.decoder.embed  # type: ignore[attr-defined]
-        return tap(embed.logits(params["decoder"]["embed"], hidden), "logits")
+        return scores(embed.logits(params["decoder"]["embed"], hidden))
 
     def init_cache(
         self,
