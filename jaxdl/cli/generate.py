@@ -1,18 +1,20 @@
-"""`jaxdl generate MODEL --prompt TEXT`: continues text."""
+"""`jaxdl generate MODEL --prompt TEXT`: continues a text, or writes one about it."""
 
 import argparse
 import sys
 import time
 from typing import Any
 
-from jaxdl import generate
+from jaxdl import generate, hub, models
 from jaxdl.cli import options
 
 
 def add(commands: Any) -> None:
     """Adds the command to the parser's."""
     parser = commands.add_parser(
-        "generate", help="continue a text", description="Continues a text."
+        "generate",
+        help="continue a text",
+        description="Continues a text; an encoder-decoder (T5) reads it and answers.",
     )
     options.add_model(parser)
     parser.add_argument(
@@ -27,6 +29,12 @@ def run(given: argparse.Namespace) -> int:
     opened = options.open_model(given)
     prompts = given.prompt or [sys.stdin.read()]
     rows = [opened.tokenizer.encode(prompt) for prompt in prompts]
+    if not hasattr(opened.model, "init_cache"):
+        kind = type(opened.model).__name__
+        raise hub.HubError(f"{given.model}: expected a model that writes, got {kind}")
+    if hasattr(opened.model, "encode"):
+        opened, rows = _reading(given.model, opened, rows)
+        prompts = [""] * len(rows)  # it does not go on with them
     settings: dict[str, Any] = {
         "max_new": given.max_new,
         "sampler": options.sampler_of(given),
@@ -39,6 +47,18 @@ def run(given: argparse.Namespace) -> int:
     else:
         _batch(opened, prompts, rows, settings)
     return 0
+
+
+def _reading(name: str, opened: Any, rows: list[list[int]]) -> tuple[Any, Any]:
+    """The model whose encoder has read the rows, and what its decoder starts with."""
+    if not isinstance(opened.model, models.T5):
+        kind = type(opened.model).__name__
+        raise hub.HubError(f"{name}: expected a model that reads text, got {kind}")
+    start = opened.config.get("decoder_start_token_id")
+    if start is None:
+        raise hub.HubError(f"{name}: expected decoder_start_token_id in config.json")
+    reading = generate.conditioned(opened.model, opened.params, rows, multiple=16)
+    return opened._replace(**reading._asdict()), [[start]] * len(rows)
 
 
 def _stream(opened: Any, prompt: str, row: list[int], settings: dict) -> None:

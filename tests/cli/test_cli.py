@@ -10,6 +10,7 @@ from jaxdl import generate, hub
 from jaxdl.cli import chat, options
 from jaxdl.cli.main import main
 from tests.generate.small import VOCAB, decoder
+from tests.generate.test_source import MODELS as ENCODER_DECODERS
 
 LETTERS = "abcdefghijklm"
 
@@ -67,6 +68,40 @@ def test_generate_continues_several_together(opened, capsys):
     assert main(["generate", "m", *prompts, *GREEDY, "--cache", "bfloat16"]) == 0
     expected = [prompt + answer(opened, prompt, 6) for prompt in ("bcd", "a")]
     assert capsys.readouterr().out == "\n\n".join(expected) + "\n\n"
+
+
+def test_an_encoder_decoder_reads_the_prompt_and_answers(capsys, monkeypatch):
+    model, params, _ = ENCODER_DECODERS["t5"]
+    config = {"decoder_start_token_id": 0}
+    opened = hub.Pretrained(model, params, Letters(), config, {})
+    monkeypatch.setattr(hub, "load", lambda *_, **__: opened)
+    prompts = ["bcd", "a"]
+    rows = [Letters().encode(prompt) for prompt in prompts]
+    reading = generate.conditioned(model, params, rows)
+    said = generate.generate(*reading, [[0], [0]], max_new=6, eos=3)
+    first, second = (Letters().decode(row) for row in said.rows())
+    assert main(["generate", "m", "--prompt", "bcd", *GREEDY]) == 0
+    assert capsys.readouterr().out == first + "\n"
+    given = ["--prompt", "bcd", "--prompt", "a"]
+    assert main(["generate", "m", *given, *GREEDY]) == 0
+    assert capsys.readouterr().out == f"{first}\n\n{second}\n\n"
+
+
+@pytest.mark.parametrize(
+    "model, config, words",
+    [
+        (ENCODER_DECODERS["whisper"][0], {}, "a model that reads text, got Whisper"),
+        (ENCODER_DECODERS["t5"][0], {}, "expected decoder_start_token_id in config"),
+        (print, {}, "a model that writes"),
+    ],
+)
+def test_what_cannot_answer_a_text_is_refused(
+    model, config, words, capsys, monkeypatch
+):
+    opened = hub.Pretrained(model, {}, Letters(), config, {})
+    monkeypatch.setattr(hub, "load", lambda *_, **__: opened)
+    assert main(["generate", "m", "--prompt", "a"]) == 2
+    assert words in capsys.readouterr().err
 
 
 def typed(monkeypatch, *lines):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jaxdl import generate, hub
-from tests.hub.families.tiny import checkpoint, torch, transformers
+from tests.hub.families.test_encoder_decoders import CASES, source_of
+from tests.hub.families.tiny import checkpoint, published, torch, transformers
 
 NEW = 7
 SIZES = {
@@ -56,11 +57,11 @@ def theirs_of(model, **given):
     return tokens, getattr(out, "sequences_scores", None)
 
 
-def without_padding(tokens):
+def without_padding(tokens, eos=EOS):
     """Rows up to the first eos: beams are filled up with one or another."""
     rows = []
     for row in np.asarray(tokens).tolist():
-        ends = [n for n, token in enumerate(row) if token in EOS]
+        ends = [n for n, token in enumerate(row) if token in eos]
         rows.append(row[: ends[0] + 1] if ends else row)
     return rows
 
@@ -110,3 +111,21 @@ def test_beam_search(pair, length_penalty, early_stopping):
     assert without_padding(got.tokens.reshape(-1, NEW)) == without_padding(expected)
     np.testing.assert_allclose(got.scores.reshape(-1), scores, rtol=1e-4, atol=1e-4)
     assert len({*got.lengths.ravel().tolist()}) > 1  # some ended early
+
+
+def test_beams_of_an_encoder_decoder():
+    _, theirs, (model, params, *_) = published(CASES["t5 1.1"])
+    source, eos = source_of(theirs), [5, 55]
+    with torch.no_grad():
+        out = theirs.generate(
+            **source.theirs, do_sample=False, max_new_tokens=NEW, eos_token_id=eos,
+            num_beams=3, num_return_sequences=3, return_dict_in_generate=True,
+            output_scores=True, pad_token_id=0,
+        )  # fmt: skip
+    reading = generate.conditioned(model, params, source.ours, mask=source.mask)
+    got = generate.beam_search(*reading, [[0]] * 2, max_new=NEW, beams=3, eos=eos)
+    expected = without_padding(out.sequences[:, 1:], eos)
+    assert without_padding(got.tokens.reshape(-1, NEW), eos) == expected
+    scores = out.sequences_scores
+    np.testing.assert_allclose(got.scores.reshape(-1), scores, rtol=1e-4, atol=1e-4)
+    assert len({*map(len, expected)}) > 1  # some ended early
