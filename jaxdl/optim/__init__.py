@@ -8,3 +8,6 @@ from jaxdl.optim.eigenbasis import scale_by_soap as scale_by_soap
 from jaxdl.optim.eigenbasis import soap as soap
 from jaxdl.optim.orthogonal import muon as muon
 from jaxdl.optim.orthogonal import scale_by_muon as scale_by_muon
+from jaxdl.optim.rounding import StochasticRoundingState as StochasticRoundingState
+from jaxdl.optim.rounding import round_stochastically as round_stochastically
+from jaxdl.optim.rounding import stochastic_rounding as stochastic_rounding
