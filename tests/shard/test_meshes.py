@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+from jax.experimental import topologies
 from jax.sharding import AxisType
 import numpy as np
 import pytest
@@ -79,3 +80,21 @@ def test_slices_between_axes_that_cannot_be_cut_are_refused():
         jd.mesh(fsdp=8, devices=TWO_SLICES)
     with pytest.raises(ValueError, match="expected 2, as devices have, got 4"):
         jd.mesh(data=8, devices=TWO_SLICES, slices=4)
+
+
+@pytest.mark.slow
+def test_devices_of_a_described_pod_make_a_mesh_and_its_slices(monkeypatch):
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    pod = topologies.get_topology_desc("v5e:4x4", platform="tpu", num_slices=2)
+    with pytest.raises(NotImplementedError):
+        jd.mesh(data=2, fsdp=2, tensor=8, devices=pod.devices)
+    mesh = jd.mesh(
+        data=2, fsdp=2, tensor=8, devices=pod.devices, allow_split_physical_axes=True
+    )
+    assert slices(mesh) == [0] * 16 + [1] * 16
+    report = jd.shard.explain(
+        jd.nn.Linear(64, 64, axes=("embed", "mlp")), mesh, jd.shard.FSDP_TENSOR
+    )
+    assert {row.path: row.copies for row in report.rows} == {"bias": 4, "kernel": 2}
