@@ -17,6 +17,11 @@ XLA_FLAGS = {
     "--xla_force_host_platform_device_count": 8,
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds": 120,
     "--xla_cpu_collective_call_terminate_timeout_seconds": 300,
+    # The emitters of before compile small programs in half the time. Newer XLA has only
+    # the new ones, and takes no notice.
+    "--xla_backend_extra_options": "xla_cpu_disable_new_fusion_emitters",
+    # One thread for one program: pytest already keeps every core busy.
+    "--xla_cpu_parallel_codegen_split_count": 1,
 }
 
 # Compilation dominates these tests: optimise little, and keep what was compiled.

@@ -1,6 +1,5 @@
 """check_module: hold a layer, ours or yours, to the contract of a Module."""
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -28,17 +27,15 @@ def check_module(module: Module, *inputs: Any, tolerance: float = 1e-5, **given:
     >>> from jaxdl import nn
     >>> check_module(nn.Linear(3, 4), jnp.ones((2, 3)))
     """
-    _check_declaration(module)
-    call = _Call(module, given)
-    params, state = module.init(jax.random.key(1)), module.init_state(jax.random.key(2))
-    params = _perturbed(params)
-    _check_rebuilt(module, params, state, inputs, call)
-    _check_transforms(params, state, inputs, call, tolerance)
-    _check_gradients(params, state, inputs, call)
-    _check_keys(params, state, inputs, call)
-    _check_state(params, state, inputs, call)
-    _check_taps(params, state, inputs, call, tolerance)
+    params, state = _initial(module)
+    params, call = _perturbed(params), _Call(module, given)
+    eager = call(params, state, inputs)
+    _check_state(eager, state)
     _check_dtype(params, state, inputs, call)
+    _check_keys(params, state, inputs, call, eager)
+    compiled = _compiled(params, state, inputs, call)
+    _check_results(compiled, eager, tolerance)
+    _check_gradients(*compiled["gradients"])
 
 
 class _Call:
@@ -55,71 +52,91 @@ class _Call:
         return self.module(params, *inputs, **given), {}
 
 
-def _check_declaration(module: Module) -> None:
-    key = jax.random.key(0)
-    params, state = module.init(key), module.init_state(key)
+def _initial(module: Module) -> tuple[Any, Any]:
+    keys = jax.random.split(jax.random.key(1))
+    params, state = module.init(keys[0]), module.init_state(keys[0])
     for made, declared in ((params, abstract(module)), (state, abstract_state(module))):
-        _require(
-            _shapes(made) == _shapes(declared), "init gives the declared tree", made
-        )
-    jitted = jax.jit(module.init)(key)
-    _require(_equal(params, jitted), "jit gives the same bits as eager init", jitted)
-    batched = jax.vmap(module.init)(jax.random.split(key, 2))
-    first = module.init(jax.random.split(key, 2)[0])
-    same = _equal(first, jax.tree.map(lambda leaf: leaf[0], batched))
-    _require(same, "vmap gives the same bits as init", batched)
+        same = _shapes(made) == _shapes(declared)
+        _require(same, "init gives the declared tree", made)
+    batch = jax.jit(jax.vmap(module.init))(keys)
+    first = jax.tree.map(lambda leaf: np.asarray(leaf)[0], batch)
+    _require(_equal(params, first), "jit and vmap give the same bits as init", first)
+    return params, state
 
 
-def _check_rebuilt(module: Module, params, state, inputs, call: _Call) -> None:
-    rebuilt = map_modules(lambda _, part: dataclasses.replace(part), module)  # type: ignore[type-var]
-    same = rebuilt == module and hash(rebuilt) == hash(module)
+def _compiled(params, state, inputs, call: _Call) -> dict:
+    """All that needs compiling, in one program: that is most of a check's time."""
+    rebuilt = map_modules(lambda _, part: dataclasses.replace(part), call.module)  # type: ignore[type-var]
+    same = rebuilt == call.module and hash(rebuilt) == hash(call.module)
     _require(same, "a module built again is equal and hashes equal", rebuilt)
     traces = []
 
     @jax.jit
     def run(module, params, state, inputs):
         traces.append(module)
-        return _Call(module, call.given)(params, state, inputs)
+        return _transformed(_Call(module, call.given), params, state, inputs)
 
-    run(module, params, state, inputs)
+    results = run(call.module, params, state, inputs)
     run(rebuilt, params, state, inputs)
-    _require(
-        len(traces) == 1, "a module built again is not compiled again", len(traces)
-    )
+    again = len(traces) - 1
+    _require(again == 0, "a module built again is not compiled again", again)
+    return results
 
 
-def _check_transforms(params, state, inputs, call: _Call, tolerance: float) -> None:
-    expected = call(params, state, inputs)
-    _require_close(jax.jit(call)(params, state, inputs), expected, tolerance, "jit")
+def _transformed(call: _Call, params, state, inputs) -> dict:
+    """What the call gives under each transformation."""
     twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), inputs)
-    mapped = jax.vmap(call, in_axes=(None, None, 0))(params, state, twice)
-    both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), expected)
-    _require_close(mapped, both, tolerance, "vmap")
+    results = {
+        "jit": call(params, state, inputs),
+        "vmap": jax.vmap(call, in_axes=(None, None, 0))(params, state, twice),
+        "gradients": _gradients(call, params, state, inputs),
+    }
+    if taps(call, params, state, inputs):
+        results["capture"], _ = capture(call, "**")(params, state, inputs)
+    return results
 
 
-def _check_gradients(params, state, inputs, call: _Call) -> None:
+def _gradients(call: _Call, params, state, inputs) -> tuple[Any, Any]:
+    """For params and inputs, of a sum to which every result adds in its own way."""
+
     def total(params, inputs):
         y, _ = call(params, state, inputs)
         leaves = jax.tree.leaves(y)
         return sum(jnp.sum(jnp.sin(3.0 * leaf.astype(jnp.float32))) for leaf in leaves)
 
-    gradient = jax.jit(jax.grad(total, (0, 1), allow_int=True))
-    grads, input_grads = gradient(params, inputs)
-    for path, grad in tree.flatten(grads).items():
-        finite = bool(jnp.isfinite(grad).all())
+    return jax.grad(total, (0, 1), allow_int=True)(params, inputs)
+
+
+def _check_results(compiled: dict, eager: Any, tolerance: float) -> None:
+    both = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), eager)
+    for how, expected in (("jit", eager), ("vmap", both), ("capture", eager)):
+        if how in compiled:
+            chex.assert_trees_all_close(
+                compiled[how],
+                expected,
+                rtol=tolerance,
+                atol=tolerance,
+                custom_message=f"under {how}",
+            )
+
+
+def _check_gradients(grads: Any, input_grads: Any) -> None:
+    for path, grad in _arrays(grads).items():
+        finite = bool(np.isfinite(grad).all())
         _require(finite, f"the gradient of {path} is finite", grad)
         _require(bool((grad != 0).any()), f"a gradient reaches {path}", grad)
-    for path, grad in tree.flatten(input_grads).items():
+    for path, grad in _arrays(input_grads).items():
         if grad.dtype != jax.dtypes.float0:  # an integer input has no gradient
-            finite = bool(jnp.isfinite(grad).all())
+            finite = bool(np.isfinite(grad).all())
             _require(finite, f"the gradient of input {path} is finite", grad)
 
 
-def _check_keys(params, state, inputs, call: _Call) -> None:
+def _check_keys(params, state, inputs, call: _Call, silent: Any) -> None:
     if not call.takes_key:
         return
-    silent = [call(params, state, inputs, None)[0] for _ in range(2)]
-    _require(_equal(*silent), "key=None is deterministic", silent)
+    silent_again, _ = call(params, state, inputs, None)
+    same = _equal(silent[0], silent_again)
+    _require(same, "key=None is deterministic", silent_again)
     first, again, other = (
         call(params, state, inputs, jax.random.key(seed))[0] for seed in (0, 0, 1)
     )
@@ -132,28 +149,20 @@ def _needs_key(params, state, inputs, call: _Call) -> bool:
     keyless = _Call(call.module, call.given)
     keyless.takes_key = False
     try:
-        keyless(params, state, inputs)
+        jax.eval_shape(keyless, params, state, inputs)
     except TypeError:
         return True
     return False
 
 
-def _check_state(params, state, inputs, call: _Call) -> None:
-    _, new = call(params, state, inputs)
+def _check_state(eager: Any, state: Any) -> None:
+    _, new = eager
     _require(_shapes(new) == _shapes(state), "state keeps its structure", new)
 
 
-def _check_taps(params, state, inputs, call: _Call, tolerance: float) -> None:
-    if not taps(call, params, state, inputs):
-        return
-    expected = call(params, state, inputs)
-    result, _ = capture(call, "**")(params, state, inputs)
-    _require_close(result, expected, tolerance, "capture")
-
-
 def _check_dtype(params, state, inputs, call: _Call) -> None:
-    narrow = jax.tree.map(_bfloat16, (params, inputs))
-    y, _ = call(narrow[0], state, narrow[1])
+    params, inputs = jax.tree.map(_bfloat16, (params, inputs))
+    y, _ = jax.eval_shape(call, params, state, inputs)
     kept = all(
         leaf.dtype == jnp.bfloat16
         for leaf in jax.tree.leaves(y)
@@ -164,15 +173,23 @@ def _check_dtype(params, state, inputs, call: _Call) -> None:
 
 def _bfloat16(leaf: Any) -> Any:
     floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    return jnp.asarray(leaf).astype(jnp.bfloat16) if floating else leaf
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.bfloat16) if floating else leaf
 
 
 def _perturbed(params: Any) -> Any:
     """Moves every parameter off its initial value: zeros and ones hide mistakes."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype), params
-    )
+
+    def move(leaf):
+        noise = 0.1 * rng.normal(size=leaf.shape)
+        return jax.device_put(np.asarray(leaf) + noise.astype(leaf.dtype))
+
+    return jax.tree.map(move, params)
+
+
+def _arrays(leaves: Any) -> dict[str, np.ndarray]:
+    """NumPy's arrays by path: JAX would compile a program for each shape."""
+    return {path: np.asarray(leaf) for path, leaf in tree.flatten(leaves).items()}
 
 
 def _shapes(arrays: Any) -> Any:
@@ -180,14 +197,7 @@ def _shapes(arrays: Any) -> Any:
 
 
 def _equal(first: Any, second: Any) -> bool:
-    return bool(jax.tree.all(jax.tree.map(jnp.array_equal, first, second)))
-
-
-def _require_close(result: Any, expected: Any, tolerance: float, how: str) -> None:
-    close: Callable = chex.assert_trees_all_close
-    close(
-        result, expected, rtol=tolerance, atol=tolerance, custom_message=f"under {how}"
-    )
+    return bool(jax.tree.all(jax.tree.map(np.array_equal, first, second)))
 
 
 def _require(condition: bool, clause: str, got: Any) -> None:
