@@ -1,5 +1,8 @@
 """Tiny checkpoints written as GGUF: ours, and what `transformers` reads of the file."""
 
+import json
+import random
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +18,7 @@ from tests.hub.families.tiny import (
     torch,
     transformers,
 )
+from tests.hub.published import mutate
 
 SIZES = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 40,
@@ -154,7 +158,7 @@ def make(folder, name):
 
 
 SLOW = {
-    "llama with biases", "llama, yarn and tied", "qwen2", "gemma",
+    "llama with biases", "llama, yarn and tied", "qwen2", "qwen3", "gemma",
     "gemma2, with published caps", "gemma3, with published thetas",
     "deepseek_v3, plain queries",
 }  # fmt: skip
@@ -289,3 +293,36 @@ def test_halves_that_do_not_belong_together_are_refused():
     arrays["blk.0.attn_v_b.weight"] = np.ones((4, 10, 7))
     with pytest.raises(hub.HubError, match=r"attn_k_b.weight: expected \[head, rank"):
         heads_joined(hub.of_arrays(arrays))
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(1500, marks=pytest.mark.slow)])
+def test_damaged_models_load_or_are_refused(count, converted, tmp_path):
+    whole = [path.read_bytes() for path in sorted(converted.glob("*.gguf"))]
+    path = tmp_path / "damaged.gguf"
+    for seed in range(count):
+        draw = random.Random(seed)
+        path.write_bytes(mutate(draw.choice(whole), draw, 2000))
+        try:
+            hub.load(path)
+        except hub.HubError as error:
+            assert str(path) in str(error) and len(str(error)) < 4000
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(1500, marks=pytest.mark.slow)])
+def test_configurations_that_lie_load_or_are_refused(count, converted, tmp_path):
+    whole = json.loads((converted / "gpt_oss" / "config.json").read_text())
+    weights = converted / "gpt_oss" / "model.safetensors"
+    (tmp_path / weights.name).write_bytes(weights.read_bytes())
+    lies = [None, -1, 0, 1, 3, 2.5, 2**40, "x", [], [1], {}, {"a": 1}, True]
+    for seed in range(count):
+        draw = random.Random(seed)
+        config = dict(whole)
+        for name in draw.sample(sorted(config), draw.randint(1, 2)):
+            config[name] = draw.choice(lies)
+        if draw.random() < 0.5:
+            del config[draw.choice(sorted(config))]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        try:
+            hub.load(tmp_path)
+        except hub.HubError as error:
+            assert str(tmp_path) in str(error) and len(str(error)) < 4000

@@ -49,7 +49,13 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = {"roberta, tokens", "distilbert, tokens", "modernbert, texts"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES],
+)
 def test_a_classifier_is_that_of_transformers(name, tmp_path):
     case = CASES[name]
     _, theirs, (model, params, *_) = published(case)
