@@ -33,11 +33,14 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 KNOW_NO_MODEL = {"core", "shard", "planning", "train", "interpret"}
 
 HEAVY = [
+    "PIL",
     "gguf",
+    "grain",
     "huggingface_hub",
     "jinja2",
     "matplotlib",
     "orbax",
+    "pyarrow",
     "safetensors",
     "sklearn",
     "tensorboardX",
