@@ -15,10 +15,12 @@ from jaxdl import metrics as metrics
 from jaxdl import models as models
 from jaxdl import nn as nn
 from jaxdl import optim as optim
+from jaxdl import planning as planning
 from jaxdl import shard as shard
 from jaxdl import testing as testing
 from jaxdl import train as train
 from jaxdl.core import *  # noqa: F403
+from jaxdl.planning import plan as plan
 from jaxdl.shard import mesh as mesh
 
 try:

@@ -4,7 +4,7 @@ The rest of jaxdl sees equations, their parameters' names, and what these say of
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 import math
 from typing import Any
@@ -86,6 +86,28 @@ def count(eqn: JaxprEqn, seen: Counter[str]) -> None:
 def closed(jaxpr: Any) -> ClosedJaxpr:
     """A jaxpr from an equation's parameters, with its constants."""
     return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, [])
+
+
+def with_params(jaxpr: Jaxpr, change: Callable[[Any], Any]) -> Jaxpr:
+    """The jaxpr with `change(value)` for every parameter, tuples' items one by one.
+
+    Changes what is in the bodies of loops and calls too; `change` sees no jaxpr.
+    """
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, Jaxpr):
+            return with_params(value, change)
+        if isinstance(value, ClosedJaxpr):
+            return ClosedJaxpr(with_params(value.jaxpr, change), value.consts)
+        if type(value) in (tuple, list):
+            return type(value)(changed(item) for item in value)
+        return change(value)
+
+    eqns = [
+        eqn.replace(params={name: changed(v) for name, v in eqn.params.items()})
+        for eqn in jaxpr.eqns
+    ]
+    return jaxpr.replace(eqns=eqns)
 
 
 def scope(eqn: JaxprEqn) -> str:

@@ -113,13 +113,11 @@ class Program:
 
     entry: the name of the computation that runs.
     frames: `file:line` by stack frame.
-    donated: the results, by index, that take the place of an argument.
     """
 
     computations: Mapping[str, hlo_text.Computation]
     entry: str
     frames: Mapping[str, str]
-    donated: frozenset[tuple[int, ...]]
 
     def source(self, instruction: hlo_text.Instruction) -> str:
         """`file:line` of the user's code that an instruction comes from, or ""."""
@@ -237,7 +235,7 @@ def _nbytes(instruction, kind: str, groups: Groups | None) -> int:
     shape = instruction.shape
     # The result of a start is (operands, results, context...).
     if instruction.opcode.endswith("-start") and not kind == "all-reduce":
-        shape = shape[1]
+        shape = hlo_text.part(shape, 1)
     total = hlo_text.nbytes(shape)
     if kind == "reduce-scatter" and instruction.opcode.startswith("reduce-scatter"):
         return total * (len(groups[0]) if groups else 1)

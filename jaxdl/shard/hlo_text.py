@@ -5,7 +5,7 @@ import dataclasses
 from functools import cached_property
 import math
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 BITS = {
     "pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128,
@@ -14,7 +14,8 @@ BITS = {
 }  # fmt: skip
 
 
-class Array(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Array:
     """The shape of one array.
 
     layout: dimensions from the fastest, tiles, memory space: `1,0:T(8,128)S(1)`.
@@ -58,6 +59,11 @@ def leaves(shape: Shape) -> list[Array]:
     if isinstance(shape, Array):
         return [shape]
     return [leaf for part in shape for leaf in leaves(part)]
+
+
+def part(shape: Shape, index: int) -> Shape:
+    """An element of a tuple."""
+    return shape if isinstance(shape, Array) else shape[index]
 
 
 def nbytes(shape: Shape) -> int:
@@ -149,14 +155,15 @@ def scope_of(op_name: str) -> str:
     for word in path:
         while inner := re.fullmatch(r"(?:jvp|transpose|vmap)\((.*)\)", word):
             word = inner[1]
-        if word and word not in _OF_JAX and not re.fullmatch(r"\w+\(.*\)", word):
+        # Neither a transformation nor the formula of an einsum is a scope.
+        if word and word not in _OF_JAX and not re.search(r"\w\(.*\)|->", word):
             words.append(word)
     return "/".join(words)
 
 
 _OF_JAX = frozenset(
-    """body cond while scan closed_call checkpoint remat rematted_computation shard_map
-    custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr pjit""".split()
+    """body checkpoint closed_call cond custom_jvp_call custom_vjp_call eval_jaxpr pjit
+    remat rematted_computation scan shard_map while""".split()
 )
 
 
