@@ -18,8 +18,12 @@ def mesh_of(devices=None, sizes=SIZES):
     return jax.make_mesh(shape, names, axis_types=types, devices=devices)
 
 
-def step_on(mesh):
-    """A jitted step on a mesh (None: one device), and its abstract arguments."""
+def step_on(mesh, scale=1):
+    """A jitted step on a mesh (None: one device), and its abstract arguments.
+
+    scale: multiplies every size but the number of layers.
+    """
+    batch, width, hidden = (scale * size for size in (BATCH, WIDTH, HIDDEN))
 
     def spec(*axes):
         return None if mesh is None else NamedSharding(mesh, P(*axes))
@@ -28,8 +32,8 @@ def step_on(mesh):
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=spec(*axes))
 
     params = {
-        "up": array((LAYERS, WIDTH, HIDDEN), None, "fsdp", "tensor"),
-        "down": array((LAYERS, HIDDEN, WIDTH), None, "tensor", "fsdp"),
+        "up": array((LAYERS, width, hidden), None, "fsdp", "tensor"),
+        "down": array((LAYERS, hidden, width), None, "tensor", "fsdp"),
     }
     state = {"params": params, "momentum": params}
 
@@ -55,7 +59,7 @@ def step_on(mesh):
     out = {} if mesh is None else {"out_shardings": (kept, None)}
     return jax.jit(step, donate_argnums=0, **out), (
         state,
-        array((BATCH, WIDTH), "fsdp"),
+        array((batch, width), "fsdp"),
     )
 
 
