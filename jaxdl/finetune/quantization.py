@@ -61,12 +61,8 @@ def dequantize(
         if path not in paths:
             return module, there
         rest = {k: v for k, v in there.items() if k not in ("codes", "scale")}
-        matrix = module.matrix(there)
-        if isinstance(module, QuantizedLinear):
-            sizes = module.in_features, module.out_features
-            return Linear(*sizes, module.bias, module.axes), {"kernel": matrix, **rest}
-        table = Embedding(module.num_embeddings, module.features, module.axes)
-        return table, {"embedding": matrix, **rest}
+        name = "kernel" if isinstance(module, QuantizedLinear) else "embedding"
+        return module.plain(), {name: module.matrix(there), **rest}
 
     return convert(model, params, change, kinds)
 

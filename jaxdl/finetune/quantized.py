@@ -12,6 +12,7 @@ from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
 from jaxdl.finetune import codes
 from jaxdl.nn.checks import floating
+from jaxdl.nn.linear import Embedding, Linear
 
 
 class QuantizedLinear(Module):
@@ -62,6 +63,10 @@ class QuantizedLinear(Module):
         """The matrix that the integers stand for."""
         return codes.decode(params["codes"], params["scale"], self.in_features, -2)
 
+    def plain(self) -> Linear:
+        """The layer that it was."""
+        return Linear(self.in_features, self.out_features, self.bias, self.axes)
+
 
 class QuantizedEmbedding(Module):
     """`nn.Embedding` with weight-only integers: int [...] -> [..., features].
@@ -109,6 +114,10 @@ class QuantizedEmbedding(Module):
     def matrix(self, params) -> Float[Array, "... num features"]:
         """The table of rows that the integers stand for."""
         return codes.decode(params["codes"], params["scale"], self.features, -1)
+
+    def plain(self) -> Embedding:
+        """The layer that it was."""
+        return Embedding(self.num_embeddings, self.features, self.axes)
 
 
 def _stored(size: int, bits: int) -> int:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import finetune, hub, losses
+from jaxdl import finetune, hub, losses, nn
 from jaxdl.core import tree
 
 torch = pytest.importorskip("torch")
@@ -127,3 +127,79 @@ def test_initial_magnitudes_are_peft_s(base, key):
     for index in range(LAYERS):
         magnitude = named[path.format(index) + ".default.weight"].detach()
         np.testing.assert_allclose(ours[index], magnitude, rtol=1e-5)
+
+
+class Seeing(torch.nn.Module):
+    """A table and a convolution, whose layers PEFT can adapt."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(7, 6)
+        self.conv = torch.nn.Conv2d(6, 5, (3, 2), 2, 1)
+
+    def forward(self, tokens):
+        return self.conv(self.embed(tokens).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_tables_and_convolutions_are_peft_s(use_dora, key):
+    torch.manual_seed(0)
+    plain = Seeing()
+    weights = {n: jnp.asarray(w.detach().numpy()) for n, w in plain.named_parameters()}
+    config = peft.LoraConfig(
+        r=RANK, lora_alpha=ALPHA, target_modules=["embed", "conv"], use_dora=use_dora
+    )
+    theirs = peft.get_peft_model(plain, config).eval()
+    named = {n: w for n, w in theirs.named_parameters() if w.requires_grad}
+    with torch.no_grad():
+        for weight in named.values():
+            weight += 0.2 * torch.randn(weight.shape)
+
+    layers = [nn.Embedding(7, 6), nn.Conv(6, 5, (3, 2), 2, 1)]
+    params = {
+        "0": {"embedding": weights["embed.weight"]},
+        "1": {
+            "kernel": weights["conv.weight"].transpose(2, 3, 1, 0),
+            "bias": weights["conv.bias"],
+        },
+    }
+    adapt = finetune.dora if use_dora else finetune.lora
+    model, params = adapt(nn.Sequential(layers), params, "*", RANK, ALPHA, key=key)
+    trained, frozen = finetune.split(params)
+    shapes = {p: v.shape for p, v in tree.flatten(trained).items()}
+
+    def ours_of(values):
+        """By our paths: a table's adapters are transposed, kernels channels last."""
+        found = {}
+        for name, value in values.items():
+            value = jnp.asarray(value.detach().numpy())
+            place = "0" if ".embed." in name else "1"
+            kind = next(k for k in ("_A", "_B", "magnitude") if k in name)
+            own = {"_A": "a", "_B": "b"}.get(kind, kind)
+            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+            path = f"{place}/lora/{own}"
+            found[path] = value.reshape(shapes[path])
+        return found
+
+    trained = tree.unflatten(ours_of(named))
+    tokens = np.random.default_rng(0).integers(0, 7, (2, 6, 5))
+
+    def loss_fn(trained):
+        y = model(finetune.join(trained, frozen), jnp.asarray(tokens))
+        return jnp.sum(jnp.sin(y)), y
+
+    (_, y), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(trained)
+    expected = theirs(torch.tensor(tokens))
+    torch.sin(expected).sum().backward()
+    expected = expected.detach().permute(0, 2, 3, 1)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    of_theirs = ours_of({n: w.grad for n, w in named.items()})
+    for path, grad in tree.flatten(grads).items():
+        assert np.abs(grad).max() > 1e-3
+        np.testing.assert_allclose(grad, of_theirs[path], rtol=1e-3, atol=1e-3)
+    merged = dict(theirs.merge_and_unload().named_parameters())
+    _, whole = finetune.merge(model, finetune.join(trained, frozen))
+    kernel = merged["conv.weight"].detach().permute(2, 3, 1, 0)
+    np.testing.assert_allclose(whole["1"]["kernel"], kernel, rtol=1e-4, atol=1e-5)
+    table = merged["embed.weight"].detach()
+    np.testing.assert_allclose(whole["0"]["embedding"], table, rtol=1e-4, atol=1e-5)
