@@ -2,14 +2,46 @@
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
 from jaxdl.core.naming import expect
 from jaxdl.core.tap_primitive import tap
+
+Positions = Int[Array, "..."] | np.ndarray
+
+
+class Sight(NamedTuple):
+    """Where queries and keys stand, [seq] or [batch, seq], and who sees whom.
+
+    causal: hides keys that stand after the query.
+    window: hides keys that many places away or more.
+    real: [batch, key], False at keys that nobody sees.
+    segment_ids: [batch, seq]; each segment sees itself alone. A pair is of the queries
+      and of the keys.
+    mask: broadcasts to [batch, heads, query, key], True where a query may look.
+    """
+
+    queries: Positions
+    keys: Positions
+    causal: bool = False
+    window: int | None = None
+    real: Bool[Array, "batch key"] | None = None
+    segment_ids: Any = None
+    mask: Bool[Array, "..."] | None = None
+
+    @property
+    def blind(self) -> bool:
+        """Whether there may be queries that see nothing."""
+        return self.mask is not None or self.real is not None
+
+    def visible(self) -> Bool[Array, "..."] | None:
+        """The sight as one mask; see `visibility`."""
+        return visibility(**self._asdict())
 
 
 def attend(
@@ -86,21 +118,20 @@ def attend_fused(
 
 
 def visibility(
-    queries: Int[Array, "..."],
-    keys: Int[Array, "..."],
+    queries: Positions,
+    keys: Positions,
     *,
     causal: bool = False,
     window: int | None = None,
     real: Bool[Array, "..."] | None = None,
-    segment_ids: Int[Array, "batch seq"] | None = None,
+    segment_ids: Any = None,
     mask: Bool[Array, "..."] | None = None,
 ) -> Bool[Array, "..."] | None:
     """Who sees whom, [batch or 1, heads or 1, query, key]; None if everybody all.
 
-    `queries` and `keys` say where each stands, [seq] or [batch, seq]. `window` hides
-    keys that many places away or more, `real` the keys where it is False.
+    The arguments are those of `Sight`.
     """
-    queries, keys = queries[..., :, None], keys[..., None, :]
+    queries, keys = jnp.asarray(queries)[..., :, None], jnp.asarray(keys)[..., None, :]
     parts = []
     if causal:
         parts.append(_four(queries >= keys))
@@ -110,7 +141,8 @@ def visibility(
     if real is not None:
         parts.append(_four(real[..., None, :]))
     if segment_ids is not None:
-        parts.append(_four(segment_ids[:, :, None] == segment_ids[:, None, :]))
+        pair = segment_ids if isinstance(segment_ids, tuple) else (segment_ids,) * 2
+        parts.append(_four(pair[0][:, :, None] == pair[1][:, None, :]))
     if mask is not None:
         parts.append(mask)
     return functools.reduce(jnp.logical_and, parts) if parts else None
