@@ -27,7 +27,7 @@ class Example(NamedTuple):
     """A model: how it starts, what it computes, and the names of its dimensions."""
 
     start: Any
-    apply: Callable[[Any, jax.Array], jax.Array]
+    apply: Callable[..., Any]
     axes: Any
 
 
@@ -89,7 +89,7 @@ def train(example: Example, mesh: Any, rules: Any, steps: int = 20) -> tuple:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--fake", type=int, help="make this many devices of the CPU")
     parser.add_argument("--tensor", type=int, default=1, help="size of that axis")
     options = parser.parse_args(arguments)
