@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 import sys
 
-from jaxdl.cli import chat, generate
+from jaxdl.cli import chat, generate, plan
 from jaxdl.hub.files import HubError
 
 
@@ -14,6 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     generate.add(commands)
     chat.add(commands)
+    plan.add(commands)
     given = parser.parse_args(arguments)
     try:
         return given.run(given)

@@ -1,5 +1,7 @@
 """Planning: what a program needs and takes on a target, without the target."""
 
+from jaxdl.planning.backends import Backends as Backends
+from jaxdl.planning.backends import which_backend as which_backend
 from jaxdl.planning.checks import assert_collectives as assert_collectives
 from jaxdl.planning.checks import assert_fits as assert_fits
 from jaxdl.planning.chips import CHIPS as CHIPS

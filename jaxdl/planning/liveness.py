@@ -14,6 +14,8 @@ from typing import Any
 from jaxdl.shard import hlo, hlo_text
 from jaxdl.shard.hlo_text import Computation, Instruction
 
+LARGEST = 50
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Buffer:
@@ -39,7 +41,7 @@ class Liveness:
     """The memory of a program over its order, loop bodies once.
 
     moments: one for each instruction.
-    largest: the buffers at the fullest moment, the largest first.
+    largest: of the buffers at the fullest moment, the largest 50, in order.
     """
 
     moments: tuple[Moment, ...]
@@ -58,7 +60,7 @@ def liveness(program: Any) -> Liveness:
     entry = parsed.computations[parsed.entry]
     inputs = [_filled([], _width(each)) for each in entry.parameters]
     walk.run(entry, inputs, 0)
-    largest = sorted(walk.fullest, key=lambda buffer: -buffer.nbytes)
+    largest = sorted(walk.fullest, key=lambda buffer: -buffer.nbytes)[:LARGEST]
     return Liveness(tuple(walk.moments), tuple(largest))
 
 

@@ -28,7 +28,12 @@ class OutOfMemory(RuntimeError):
             self.available = int(target.chip.memory)
         self.report = report
         self.arguments = dict(arguments)
+        self._made_of = target, error, arguments
         super().__init__("\n".join(self._lines()))
+
+    def with_report(self, report: Report) -> "OutOfMemory":
+        """The same, with what a report of a larger chip tells."""
+        return OutOfMemory(*self._made_of, report)
 
     def _lines(self) -> Iterator[str]:
         needed = human_bytes(self.needed) if self.needed else "more"

@@ -12,7 +12,7 @@ from jaxdl.core.table import Shown
 from jaxdl.planning import page, tables
 from jaxdl.planning.chips import Chip
 from jaxdl.planning.flops import Flops
-from jaxdl.planning.liveness import Buffer, Liveness
+from jaxdl.planning.liveness import Buffer, Liveness, Moment
 from jaxdl.planning.roofline import ASSUMPTIONS, Roofline, axes_name
 from jaxdl.shard.hlo import Collective
 
@@ -115,7 +115,7 @@ class Report(Shown):
         return sorted(sums.values(), key=lambda row: -row["bytes"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Plain values, for JSON; `from_dict` reads them."""
         plain = {
             field.name: _plain(getattr(self, field.name))
             for field in dataclasses.fields(self)
@@ -124,13 +124,32 @@ class Report(Shown):
         plain["memory"] |= {"total": self.memory.total, "fits": self.fits}
         plain["intensity"] = self.intensity
         plain["by_axis"] = self.by_axis()
-        plain["largest"] = [_plain(buffer) for buffer in self.largest[:50]]
-        plain["timeline"] = [moment.nbytes for moment in self.liveness.moments]
+        plain["largest"] = _plain(self.largest)
+        plain["timeline"] = _plain(self.liveness.moments)
         if self.roofline is not None:
             times = {"at_least": self.roofline.at_least, "step": self.roofline.seconds}
             plain["roofline"] |= times | {"assumptions": list(ASSUMPTIONS)}
             plain["mfu"] = {name: self.mfu(s) for name, s in times.items() if s > 0}
         return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "Report":
+        """The report that `to_dict` wrote."""
+        own = {
+            f.name: plain[f.name] for f in dataclasses.fields(cls) if f.name in plain
+        }
+        moments = tuple(Moment(**moment) for moment in plain["timeline"])
+        largest = tuple(Buffer(**buffer) for buffer in plain["largest"])
+        own |= {
+            "chip": _made(Chip, plain["chip"]),
+            "memory": _made(Memory, plain["memory"]),
+            "flops": _made(Flops, plain["flops"]),
+            "collectives": tuple(_made(Collective, c) for c in plain["collectives"]),
+            "liveness": Liveness(moments, largest),
+            "roofline": _made(Roofline, plain["roofline"]),
+            "notes": tuple(plain["notes"]),
+        }
+        return cls(**own)
 
     def to_json(self) -> str:
         """`to_dict` as text."""
@@ -150,6 +169,14 @@ class Report(Shown):
 
     def __rich__(self) -> Group:
         return tables.tables(self)
+
+
+def _made(kind: type, plain: Mapping[str, Any] | None) -> Any:
+    """A dataclass from those of the values that are its fields; None of None."""
+    if plain is None:
+        return None
+    own = {field.name: plain[field.name] for field in dataclasses.fields(kind)}
+    return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in own.items()})
 
 
 def _plain(value: Any) -> Any:

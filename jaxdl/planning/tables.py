@@ -81,14 +81,18 @@ def work_rows(report: Any) -> list[tuple[str, str]]:
 def _times(report: Any) -> list[tuple[str, str]]:
     times = report.roofline
     rows = [
-        ("time to compute", _seconds(times.compute)),
-        ("time of memory traffic", _seconds(times.memory)),
+        ("time to compute", in_seconds(times.compute)),
+        ("time of memory traffic", in_seconds(times.memory)),
     ]
     if times.network:
-        rows.append(("time of collectives", _seconds(times.communication)))
+        rows.append(("time of collectives", in_seconds(times.communication)))
     low, high = times.at_least, times.seconds
     if low > 0:
-        both = _seconds(low) if high == low else f"{_seconds(low)} to {_seconds(high)}"
+        both = (
+            in_seconds(low)
+            if high == low
+            else f"{in_seconds(low)} to {in_seconds(high)}"
+        )
         rows.append(("a step takes at least", f"{both}, by {times.limit}"))
     if low > 0 and report.flops.model:
         most, least = report.mfu(low), report.mfu(high)
@@ -102,7 +106,7 @@ def _memory(report: Any) -> Table:
     table.add_column("bytes", justify="right")
     for name, size in memory_rows(report):
         table.add_row(name, human_bytes(size))
-    if report.memory.peak is not None:
+    if report.memory.peak is not None and report.memory.peak < report.memory.total:
         table.add_row("at the fullest moment", human_bytes(report.memory.peak))
     return table
 
@@ -148,7 +152,8 @@ def _number(value: float) -> str:
     return f"{value:,.0f} "
 
 
-def _seconds(value: float) -> str:
+def in_seconds(value: float) -> str:
+    """A time in words: `1.50 ms`."""
     if value >= 1:
         return f"{value:.2f} s"
     return f"{value * 1e3:.2f} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxdl as jd
-from jaxdl.planning import assert_collectives, assert_fits
+from jaxdl.planning import Report, assert_collectives, assert_fits
 from tests.planning.steps import LAYERS, PRODUCT, STATE_BYTES, mesh_of, step_on
 
 
@@ -81,7 +81,21 @@ def test_json_is_the_report(report):
     assert plain["memory"]["arguments"] == report.memory.arguments
     assert plain["memory"]["total"] == report.memory.total
     assert plain["by_axis"] == report.by_axis()
-    assert max(plain["timeline"]) == report.liveness.peak
+    assert max(m["nbytes"] for m in plain["timeline"]) == report.liveness.peak
+    assert Report.from_dict(plain).to_dict() == plain
+    assert str(Report.from_dict(plain)) == str(report)
+
+
+def test_what_is_remembered_is_not_compiled_again(tmp_path, monkeypatch, report):
+    step, args = step_on(mesh_of())
+    first = jd.plan(step, *args, target="cpu:8", remember=tmp_path)
+    assert first.memory == report.memory
+    monkeypatch.setattr("jax.stages.Lowered.compile", None)
+    again = jd.plan(step, *args, target="cpu:8", remember=tmp_path)
+    assert again.to_dict() == first.to_dict()
+    other = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=args[1].sharding)
+    with pytest.raises(TypeError):
+        jd.plan(step, args[0], other, target="cpu:8", remember=tmp_path)
 
 
 def test_a_table_says_what_it_is_for_and_what_takes_memory(report):
