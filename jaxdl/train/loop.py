@@ -15,6 +15,7 @@ from jaxdl.train.plot import plot_history
 from jaxdl.train.preempt import Preemption
 from jaxdl.train.record import Recorder, floats
 from jaxdl.train.state import TrainState
+from jaxdl.train.watch import Watchdog
 
 PyTree = Any
 
@@ -35,6 +36,7 @@ def fit(
     plot: str | Path | None = None,
     items: Mapping[str, float] | None = None,
     flops_per_step: float | None = None,
+    hang_after: float | None = None,
 ) -> tuple[TrainState, History]:
     """Trains until `steps` steps are done, and returns the state and the history.
 
@@ -70,9 +72,13 @@ def fit(
       the batch's leading axis, as examples.
     flops_per_step: of the whole program, to show the MFU where the device's peak is
       known. Default: those of the jitted step (`jaxdl.planning.count_flops`).
+    hang_after: seconds after which a step that is not done ends the process, with the
+      stacks of all threads on stderr and status 1. Compilation, evaluation and saving
+      may take longer.
 
     Metrics come from one step each, not from a mean since the last record: a resumed
-    run records the same numbers. Speeds leave out compilation, evaluation and saving.
+    run records the same numbers. Speeds leave out compilation, evaluation and saving;
+    `goodput` is the share of the time since `fit` began in which steps ran.
 
     SIGTERM finishes the step, saves it, waits until it is on disk and raises
     SystemExit(143), so that nothing after `fit` takes a half-trained model for a whole
@@ -93,14 +99,17 @@ def fit(
         recorder = stack.enter_context(
             Recorder(start, steps, logs, progress, items, flops_per_step)
         )
+        watchdog = stack.enter_context(Watchdog(hang_after))
         if checkpoints is not None:
             stack.callback(checkpoints.close)
 
         for index in range(start, steps):
-            batch = feed.batch(index)
+            with recorder.waiting():
+                batch = feed.batch(index)
             state, metrics = step(state, batch)
             done = index + 1
             recorder.stepped(step, done, state, batch, metrics)
+            watchdog.beat()
             if done == start + 1:
                 _check_layout(layout, state)
 
@@ -112,10 +121,12 @@ def fit(
             evaluated: dict[str, float] = {}
             if evaluate is not None and stop != "SIGTERM":
                 if last or (eval_every and done % eval_every == 0):
+                    watchdog.rest()
                     with recorder.pause(done):
                         evaluated = _evaluation(evaluate, state)
                     recorder.now(done, evaluated)
             if checkpoints is not None and (last or checkpoints.due(done)):
+                watchdog.rest()
                 with recorder.pause(done):
                     ranked = _ranked(checkpoints, metrics, evaluated)
                     checkpoints.save(done, state, ranked, feed.state())

@@ -45,7 +45,7 @@ def _panels(history: History) -> dict[str, list[str]]:
 
 
 def _is_speed(name: str) -> bool:
-    return name.endswith("_per_second") or name in ("mfu", "weight")
+    return name.endswith("_per_second") or name in ("goodput", "mfu", "weight")
 
 
 def _draw(axis, title: str, curves: dict[str, tuple[list[int], list[float]]]) -> None:

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
+import time
 from typing import Any
 
 import jax
@@ -40,6 +41,7 @@ class Recorder:
         self._progress = Progress(start, steps, progress)
         self._pending: tuple[int, dict, float] | None = None
         self._in_flight: deque = deque()
+        self._began, self._lost = time.perf_counter(), 0.0
 
     def __enter__(self) -> "Recorder":
         kept = [log.resume(self._start) for log in self._logs]
@@ -83,13 +85,31 @@ class Recorder:
         self._settle()
         while self._in_flight:
             jax.block_until_ready(self._in_flight.popleft())
-        yield
+        with self._losing():
+            yield
         if self._meter is not None:
             self._meter.start(step)
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Counts what happens inside, waiting for data, as time without training."""
+        # While earlier steps are under way the device does not wait.
+        if any(hasattr(x, "is_ready") and not x.is_ready() for x in self._in_flight):
+            yield
+            return
+        with self._losing():
+            yield
+
+    @contextlib.contextmanager
+    def _losing(self):
+        start = time.perf_counter()
+        yield
+        self._lost += time.perf_counter() - start
 
     def _start_meter(self, function, step, state, batch, metrics) -> Meter:
         # Waits once, for the first step: the time of its compilation is no speed.
         jax.block_until_ready(metrics)
+        self._lost = time.perf_counter() - self._began
         items = items_of(batch) if self._items is None else self._items
         leaves = [x for x in jax.tree.leaves(state) if isinstance(x, jax.Array)]
         devices = set().union(*(leaf.sharding.device_set for leaf in leaves))
@@ -110,6 +130,9 @@ class Recorder:
         # which the host gave it the step counts.
         at = at if ready else self._meter.now()
         rates = self._meter.rates(step, at)
+        if rates:
+            total = time.perf_counter() - self._began
+            rates["goodput"] = max(0.0, 1 - self._lost / total)
         self._write({"step": step} | numbers | rates)
 
     def _write(self, record: dict) -> None:
