@@ -49,14 +49,8 @@ class QuantizedLinear(Module):
         self, params, x: Float[Array, "... in"]
     ) -> Float[Array, "... fan_out"]:
         expect(x.shape[-1:] == (self.in_features,), f"[..., {self.in_features}]", x)
-        scale = params["scale"]
-        x = floating(x, scale.dtype)
-        if scale.shape[-2] == 1:
-            # One scale for each output: it multiplies what the integers gave.
-            integers = codes.plain(params["codes"], self.in_features, -2)
-            y = (x @ integers.astype(scale.dtype)) * scale[0]
-        else:
-            y = x @ self.matrix(params)
+        x = floating(x, params["scale"].dtype)
+        y = codes.product(x, params["codes"], params["scale"])
         return y + params["bias"] if self.bias else y
 
     def matrix(self, params) -> Float[Array, "... fan_in fan_out"]:
@@ -109,7 +103,8 @@ class QuantizedEmbedding(Module):
     ) -> Float[Array, "... num"]:
         """Scores every token: [..., features] -> [..., num_embeddings]."""
         expect(x.shape[-1:] == (self.features,), f"[..., {self.features}]", x)
-        return floating(x, params["scale"].dtype) @ self.matrix(params).T
+        x = floating(x, params["scale"].dtype)
+        return codes.product(x, params["codes"].T, params["scale"].T)
 
     def matrix(self, params) -> Float[Array, "... num features"]:
         """The table of rows that the integers stand for."""

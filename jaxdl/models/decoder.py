@@ -235,7 +235,7 @@ class Decoder(Module):
         if self.head is not None:
             logits = self.head(params["head"], hidden)
         else:
-            logits = hidden @ self.head_kernel(params)
+            logits = self.embed.logits(params["embed"], hidden)  # type: ignore[attr-defined]
         if self.config.final_softcap is not None:
             cap = self.config.final_softcap
             logits = cap * jnp.tanh(logits / cap)
