@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 import sys
 
-from jaxdl.cli import chat, generate, plan
+from jaxdl.cli import chat, doctor, generate, plan
 from jaxdl.hub.files import HubError
 
 
@@ -15,6 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     generate.add(commands)
     chat.add(commands)
     plan.add(commands)
+    doctor.add(commands)
     given = parser.parse_args(arguments)
     try:
         return given.run(given)
