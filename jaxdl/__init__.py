@@ -21,6 +21,7 @@ from jaxdl import testing as testing
 from jaxdl import train as train
 from jaxdl.core import *  # noqa: F403
 from jaxdl.planning import plan as plan
+from jaxdl.planning import which_backend as which_backend
 from jaxdl.shard import mesh as mesh
 
 try:

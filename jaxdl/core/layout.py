@@ -159,17 +159,26 @@ def constrain(x: jax.Array, *names: str | None, first: str | None = None) -> jax
     """
     layout = current()
     expect(x.ndim == len(names), f"{len(names)} dimensions, {names}", x)
-    if layout is None or layout.mesh.size == 1:
-        return x
-    mesh = jax.sharding.get_abstract_mesh()
-    mesh = layout.mesh if mesh.empty else mesh
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    automatic = {name for name, kind in kinds if kind == AxisType.Auto}
-    if not automatic:
+    mesh, automatic = free_axes()
+    if layout is None or not automatic:
         return x
     spec = layout.place(x.shape, names, "activation", first).spec
     spec = spec_of(tuple(a for a in axes_of(part) if a in automatic) for part in spec)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def free_axes() -> tuple[Any, set[str]]:
+    """The mesh in force and those of its axes that nobody splits by hand.
+
+    There are none without a layout, and on a single device.
+    """
+    layout = current()
+    if layout is None or layout.mesh.size == 1:
+        return None, set()
+    mesh = jax.sharding.get_abstract_mesh()
+    mesh = layout.mesh if mesh.empty else mesh
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return mesh, {name for name, kind in kinds if kind == AxisType.Auto}
 
 
 def axes_of(axes: MeshAxes) -> tuple[str, ...]:

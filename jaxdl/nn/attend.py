@@ -35,6 +35,14 @@ class Sight(NamedTuple):
     mask: Bool[Array, "..."] | None = None
 
     @property
+    def in_order(self) -> bool:
+        """Whether both are known, while tracing, to stand in a row from 0 on."""
+        return all(
+            isinstance(x, np.ndarray) and np.array_equal(x, np.arange(x.size))
+            for x in (self.queries, self.keys)
+        )
+
+    @property
     def blind(self) -> bool:
         """Whether there may be queries that see nothing."""
         return self.mask is not None or self.real is not None
@@ -97,22 +105,28 @@ def attend_fused(
     q: Float[Array, "batch query heads head_dim"],
     k: Float[Array, "batch key kv_heads head_dim"],
     v: Float[Array, "batch key kv_heads head_dim"],
+    sight: Sight,
     *,
     scale: float,
     implementation: Any,
     score_bias: Float[Array, "..."] | None = None,
-    visible: Bool[Array, "..."] | None = None,
-    blind: bool = True,
-    causal: bool = False,
 ) -> Float[Array, "batch query heads head_dim"]:
-    """The same by `jax.nn.dot_product_attention`, without taps in between."""
+    """The same by `jax.nn.dot_product_attention`, without taps in between.
+
+    Causal rows are left to it, and their windows; the rest of the sight is a mask of
+    [batch, heads, query, key].
+    """
+    rest, causal, reach = sight, False, None
+    if sight.causal and sight.in_order:
+        rest, causal = sight._replace(causal=False, window=None), True
+        reach = None if sight.window is None else (sight.window - 1, 0)
     y = jax.nn.dot_product_attention(
-        q, k, v, score_bias, visible,
-        scale=scale, is_causal=causal, implementation=implementation,
+        q, k, v, score_bias, rest.visible(),
+        scale=scale, is_causal=causal, local_window_size=reach,
+        implementation=implementation,
     )  # fmt: skip
-    if visible is not None and blind:
-        if causal:
-            visible = visible & jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))
+    visible = sight.visible()
+    if visible is not None and sight.blind:
         y = jnp.where(visible.any(-1).swapaxes(1, 2)[..., None], y, 0)
     return y
 

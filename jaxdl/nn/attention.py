@@ -1,10 +1,12 @@
 """Attention, with every intermediate value named."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
 from jaxdl.core import init as initializers
 from jaxdl.core.fields import Size
@@ -14,14 +16,8 @@ from jaxdl.core.module import Module, fill, part, scoped
 from jaxdl.core.naming import expect
 from jaxdl.core.param import Param
 from jaxdl.core.tap_primitive import tap
-from jaxdl.nn import routing
-from jaxdl.nn.attend import (
-    attend,
-    attend_fused,
-    check_bias,
-    check_mask,
-    visibility,
-)
+from jaxdl.nn import dispatch, routing
+from jaxdl.nn.attend import Sight, check_bias, check_mask
 from jaxdl.nn.cache import KVCache
 from jaxdl.nn.checks import check_positions
 from jaxdl.nn.dropout import Dropout
@@ -54,7 +50,11 @@ class Attention(Module):
     there, the result is NaN, never a wrong number.
 
     `implementation` None computes scores and pattern openly, so that they can be
-    captured; "xla" and "cudnn" hand over to `jax.nn.dot_product_attention`.
+    captured. All others give up those two taps for speed or memory: "blockwise" (see
+    `attend_blockwise`), "splash" on TPUs, "cudnn" on NVIDIA's GPUs and "xla" (those of
+    `jax.nn.dot_product_attention`); one that cannot do what is asked is an error.
+    "auto" takes what a platform has, splash or cudnn, else blockwise; see
+    `jd.which_backend`.
 
     Taps: `q`, `k`, `v`, `scores` (before masking), `pattern`, `heads`.
     """
@@ -154,18 +154,24 @@ class Attention(Module):
         part = routing.parts(self, params, key)
         q = tap(self._heads(part, "q", x, positions), "q")
         if memory is not None:
-            sight = self._of_memory(part, x, memory)
+            seen = self._of_memory(part, x, memory)
         elif cache is not None:
-            sight = self._of_cache(part, x, positions, cache)
+            seen = self._of_cache(part, x, positions, cache)
         else:
-            sight = self._of_row(part, x, positions)
-        given = {"mask": mask, "score_bias": score_bias, "segment_ids": segment_ids}
-        heads = tap(self._attend(params, part, q, sight, **given), "heads")
+            seen = self._of_row(part, x, positions)
+        given: dict[str, Any] = {
+            "mask": mask,
+            "score_bias": score_bias,
+            "segment_ids": segment_ids,
+        }
+        if key is not None and self.drop != Dropout(0.0):
+            given["drop"] = functools.partial(part, "drop")
+        heads = tap(self._attend(params, q, seen, **given), "heads")
         y = part("out", heads.reshape(*x.shape[:2], -1))
         if cache is None:
             return y
         lost = cache.lost(x.shape[1], self.window)
-        return jnp.where(lost, jnp.nan, y), sight.cache
+        return jnp.where(lost, jnp.nan, y), seen.cache
 
     @scoped
     def remember(
@@ -194,28 +200,28 @@ class Attention(Module):
             positions = jnp.where(mask, positions, -1)
         return KVCache.holding(k, v, positions)
 
-    def _of_memory(self, part, x, memory: Any) -> "_Sight":
+    def _of_memory(self, part, x, memory: Any) -> "_Seen":
         stored = isinstance(memory, KVCache | LayerCache)
         seen = memory if stored else self._remembered(part, memory)
         expect(seen.k.shape[0] == x.shape[0], f"a memory of batch {x.shape[0]}", seen.k)
         real = seen.positions >= 0 if stored else None
         k, v = tap(seen.k, "k"), tap(seen.v, "v")
-        return _Sight(k, v, jnp.arange(x.shape[1]), seen.positions, real)
+        return _Seen(k, v, jnp.arange(x.shape[1]), seen.positions, real)
 
-    def _of_cache(self, part, x, positions, cache: KVCache) -> "_Sight":
+    def _of_cache(self, part, x, positions, cache: KVCache) -> "_Seen":
         k = tap(self._heads(part, "k", x, positions), "k")
         v = tap(self._heads(part, "v", x, None), "v")
         positions = jnp.broadcast_to(positions, x.shape[:2])
         seen = cache.append(k, v, positions)
         real = seen.positions >= 0
-        return _Sight(seen.k, seen.v, positions, seen.positions, real, seen)
+        return _Seen(seen.k, seen.v, positions, seen.positions, real, seen)
 
-    def _of_row(self, part, x, positions) -> "_Sight":
+    def _of_row(self, part, x, positions) -> "_Seen":
         k = tap(self._heads(part, "k", x, positions), "k")
         v = tap(self._heads(part, "v", x, None), "v")
         # Packed sequences count from 0 each: who is later is a matter of the row.
-        order = jnp.arange(x.shape[1])
-        return _Sight(k, v, order, order, None if positions is None else positions >= 0)
+        order = np.arange(x.shape[1])
+        return _Seen(k, v, order, order, None if positions is None else positions >= 0)
 
     def _heads(self, part, name: str, x, positions) -> jax.Array:
         """Queries, keys or values by head: normed, and turned by their positions."""
@@ -232,36 +238,26 @@ class Attention(Module):
             positions = jnp.arange(x.shape[1])
         return self.rope({}, y, positions=positions)
 
-    def _attend(self, params, part, q, sight, *, mask, score_bias, segment_ids):
-        sizes = (q.shape[0], self.num_heads, q.shape[1], sight.k.shape[1])
+    def _attend(self, params, q, seen, *, mask, score_bias, segment_ids, drop=None):
+        sizes = (q.shape[0], self.num_heads, q.shape[1], seen.k.shape[1])
         if mask is not None:
             check_mask(mask, *sizes)
         if score_bias is not None:
             check_bias(score_bias, *sizes)
-        fused = self.implementation is not None
-        # Plain causal rows are left to the fused kernels, which then skip half of them.
-        plain = self.window is None and sight.cache is None
-        by_kernel = fused and self.causal and plain
-        visible = visibility(
-            sight.queries,
-            sight.keys,
-            causal=self.causal and not by_kernel,
-            window=self.window,
-            real=sight.real,
-            segment_ids=segment_ids,
-            mask=mask,
+        sight = Sight(
+            seen.queries,
+            seen.keys,
+            self.causal,
+            self.window,
+            seen.real,
+            segment_ids,
+            mask,
         )
-        given = {"scale": self.scale, "score_bias": score_bias, "visible": visible}
-        given["blind"] = mask is not None or sight.real is not None
-        if fused:
-            given |= {"implementation": self.implementation, "causal": by_kernel}
-            return attend_fused(q, sight.k, sight.v, **given)
-
-        def drop(pattern):
-            return part("drop", pattern)
-
-        given |= {"sinks": params["sinks"] if self.sinks else None, "drop": drop}
-        return attend(q, sight.k, sight.v, **given, softcap=self.softcap)
+        sinks = params["sinks"] if self.sinks else None
+        ask = dispatch.Options(
+            sight, self.scale or 1.0, self.softcap, score_bias, sinks, drop
+        )
+        return dispatch.dispatch(self.implementation, q, seen.k, seen.v, ask)
 
     def _check_sizes(self) -> None:
         if self.head_dim is None and self.dim % self.num_heads:
@@ -276,12 +272,10 @@ class Attention(Module):
             )
 
     def _check_choices(self) -> None:
-        for name in ("dropout", "softcap", "sinks"):
-            if self.implementation is not None and getattr(self, name):
-                raise ValueError(
-                    f"Attention: {name} of the pattern needs implementation=None, got "
-                    f"{self.implementation!r}"
-                )
+        features = ("dropout", "softcap", "sinks")
+        dispatch.check(
+            self.implementation, {name: getattr(self, name) for name in features}
+        )
         for name, heads in (("q", self.num_heads), ("k", self.kv_heads)):
             norm: Any = getattr(self, f"{name}_norm")
             wanted = (self.width, heads * self.width)
@@ -312,7 +306,7 @@ _KEYS = ("batch", "key_sequence", "kv_heads", None)
 _AXES = {"q": ("batch", "sequence", "heads", None), "k": _KEYS, "v": _KEYS}
 
 
-class _Sight(NamedTuple):
+class _Seen(NamedTuple):
     """What the queries look at, and where both stand."""
 
     k: jax.Array
