@@ -49,6 +49,8 @@ def set_environment() -> None:
 
 set_environment()
 
+import gc  # noqa: E402
+
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -61,6 +63,10 @@ import jaxdl  # noqa: E402, F401
 # What tests import and what skips them without PyTorch: collected as files of doctests
 # they would be left half imported, and the tests could not import them again.
 collect_ignore = ["tests/nn/against_torch.py", "tests/hub/families/tiny.py"]
+
+# Tracing makes many small objects and few cycles: look for them less often.
+gc.freeze()
+gc.set_threshold(100_000, 20, 50)
 
 # The first example compiles, so there is no deadline; CI always draws the same ones.
 hypothesis.settings.register_profile(

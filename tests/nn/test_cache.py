@@ -5,6 +5,7 @@ import pytest
 
 from jaxdl import nn
 from jaxdl.testing import check_module
+from tests.drawn import drawn
 
 BATCH, SEQ, DIM, HEADS = 2, 9, 8, 4
 close = dict(rtol=1e-5, atol=1e-5)
@@ -14,21 +15,19 @@ x = jnp.asarray(rng.normal(size=(BATCH, SEQ, DIM)), jnp.float32)
 
 def layer_and_params(**settings):
     layer = nn.Attention(DIM, HEADS, 2, causal=True, rope=nn.RoPE(2), **settings)
-    params = layer.init(jax.random.key(0))
-    noise = lambda leaf: leaf + 0.2 * rng.normal(size=leaf.shape).astype(leaf.dtype)  # noqa: E731
-    return layer, jax.tree.map(noise, params)
+    return layer, drawn(layer)
 
 
 def decode(layer, params, x, cache, sizes, positions=None):
     """Feeds x in pieces of these sizes, each by one jitted call."""
-    step = jax.jit(lambda p, x, c, at: layer(p, x, cache=c, positions=at))
+    run = jax.jit(layer)
     pieces, start = [], 0
     for size in sizes:
         at = None if positions is None else positions[:, start : start + size]
-        y, cache = step(params, x[:, start : start + size], cache, at)
+        y, cache = run(params, x[:, start : start + size], cache=cache, positions=at)
         pieces.append(y)
         start += size
-    return jnp.concatenate(pieces, axis=1), cache
+    return np.concatenate(pieces, axis=1), cache
 
 
 @pytest.mark.parametrize("implementation", [None, "xla"])
@@ -37,7 +36,7 @@ def test_piece_by_piece_is_as_all_at_once(sizes, implementation):
     layer, params = layer_and_params(implementation=implementation)
     cache = layer.init_cache(BATCH, SEQ + 2)
     y, cache = decode(layer, params, x, cache, sizes)
-    np.testing.assert_allclose(y, layer(params, x), **close)
+    np.testing.assert_allclose(y, jax.jit(layer)(params, x), **close)
     assert int(cache.length) == SEQ
     np.testing.assert_array_equal(cache.positions[0], [*range(SEQ), -1, -1])
 
@@ -46,15 +45,16 @@ def test_piece_by_piece_is_as_all_at_once(sizes, implementation):
 def test_a_window_needs_no_more_slots_than_it_sees(window, slots, sizes):
     layer, params = layer_and_params(window=window)
     y, _ = decode(layer, params, x, layer.init_cache(BATCH, slots), sizes)
-    np.testing.assert_allclose(y, layer(params, x), **close)
+    np.testing.assert_allclose(y, jax.jit(layer)(params, x), **close)
 
 
 def test_left_padding_is_never_seen():
     layer, params = layer_and_params()
     padded = jnp.concatenate([jnp.full((BATCH, 2, DIM), 3.0), x], axis=1)
     positions = jnp.broadcast_to(jnp.arange(-2, SEQ), (BATCH, SEQ + 2))
-    expected = layer(params, x)
-    whole = layer(params, padded, positions=positions)
+    run = jax.jit(layer)
+    expected = run(params, x)
+    whole = run(params, padded, positions=positions)
     np.testing.assert_allclose(whole[:, 2:], expected, **close)
     cache = layer.init_cache(BATCH, SEQ + 2)
     y, _ = decode(layer, params, padded, cache, [5, 1, 1, 4], positions)
@@ -69,8 +69,9 @@ def test_sequences_of_different_lengths_share_a_cache():
     positions = jnp.stack([jnp.arange(9), jnp.arange(9) - 2])
     cache = layer.init_cache(BATCH, SEQ)
     y, _ = decode(layer, params, both, cache, [5, 1, 1, 1, 1], positions)
-    np.testing.assert_allclose(y[0], layer(params, x[:1])[0], **close)
-    np.testing.assert_allclose(y[1, 2:], layer(params, x[1:, :7])[0], **close)
+    run = jax.jit(layer)
+    np.testing.assert_allclose(y[0], run(params, x[:1])[0], **close)
+    np.testing.assert_allclose(y[1, 2:], run(params, x[1:, :7])[0], **close)
 
 
 @pytest.mark.parametrize("window, slots, size", [(None, 4, 1), (3, 4, 3), (4, 3, 1)])

@@ -6,6 +6,7 @@ import pytest
 import jaxdl as jd
 from jaxdl import nn
 from jaxdl.testing import check_module
+from tests.drawn import drawn
 from tests.nn.against_torch import compare, linear, torch, weights_of
 
 BATCH, SEQ, DIM, HEADS = 2, 6, 8, 3
@@ -17,8 +18,7 @@ close = dict(rtol=1e-5, atol=1e-5)
 
 def layer_and_params(**given):
     layer = nn.LatentAttention(DIM, HEADS, **SIZES, rope=nn.RoPE(2), **given)
-    noise = lambda leaf: leaf + 0.2 * rng.normal(size=leaf.shape).astype(leaf.dtype)  # noqa: E731
-    return layer, jax.tree.map(noise, layer.init(jax.random.key(0)))
+    return layer, drawn(layer)
 
 
 @pytest.mark.parametrize("q_rank", [None, 7])
@@ -65,13 +65,14 @@ def test_without_rotation_it_is_attention_with_keys_made_in_two_steps():
 def test_a_cache_of_latents_gives_what_the_whole_row_gives(sizes):
     layer, params = layer_and_params(q_rank=7)
     cache, pieces, start = layer.init_cache(BATCH, SEQ), [], 0
+    run = jax.jit(layer)
     for size in sizes:
-        y, cache = layer(params, x[:, start : start + size], cache=cache)
+        y, cache = run(params, x[:, start : start + size], cache=cache)
         pieces.append(y)
         start += size
-    np.testing.assert_allclose(jnp.concatenate(pieces, 1), layer(params, x), **close)
+    np.testing.assert_allclose(np.concatenate(pieces, 1), run(params, x), **close)
     assert cache.k.shape[2:] == (1, 5) and cache.v.shape[2:] == (1, 2)
-    lost, _ = layer(params, x[:, :1], cache=cache)
+    lost, _ = run(params, x[:, :1], cache=cache)
     assert np.isnan(lost).all()
 
 
@@ -79,12 +80,13 @@ def test_packed_and_padded_rows_are_as_if_alone():
     layer, params = layer_and_params()
     positions = jnp.array([[0, 1, 2, 3, 0, 1]] * BATCH)
     segments = jnp.array([[0, 0, 0, 0, 1, 1]] * BATCH)
-    packed = layer(params, x, positions=positions, segment_ids=segments)
-    np.testing.assert_allclose(packed[:, 4:], layer(params, x[:, 4:]), **close)
-    padded = layer(params, x, positions=jnp.arange(SEQ) - 2)
-    np.testing.assert_allclose(padded[:, 2:], layer(params, x[:, 2:]), **close)
+    run = jax.jit(layer)
+    packed = run(params, x, positions=positions, segment_ids=segments)
+    np.testing.assert_allclose(packed[:, 4:], run(params, x[:, 4:]), **close)
+    padded = run(params, x, positions=jnp.arange(SEQ) - 2)
+    np.testing.assert_allclose(padded[:, 2:], run(params, x[:, 2:]), **close)
     mask = jnp.broadcast_to(jnp.arange(SEQ) != 1, (1, 1, SEQ, SEQ))
-    _, values = jd.capture(layer, "pattern")(params, x, mask=mask)
+    _, values = jax.jit(jd.capture(layer, "pattern"))(params, x, mask=mask)
     assert not values["pattern"][..., 1].any()
 
 

@@ -6,17 +6,11 @@ import pytest
 import jaxdl as jd
 from jaxdl import nn
 from jaxdl.testing import check_module
+from tests.drawn import drawn
 
 rng = np.random.default_rng(0)
 x = jnp.asarray(rng.normal(size=(3, 7, 4)), jnp.float32)
 close = dict(rtol=1e-4, atol=1e-5)
-
-
-def perturbed(layer):
-    return jax.tree.map(
-        lambda leaf: leaf + 0.5 * rng.normal(size=leaf.shape).astype(np.float32),
-        layer.init(jax.random.key(0)),
-    )
 
 
 ROUTERS = {
@@ -74,21 +68,20 @@ def chosen(router, params, row):
 @pytest.mark.parametrize("bias", [True, False])
 @routers
 def test_every_dispatch_is_the_sum_over_chosen_experts(router, bias):
-    params = None
-    for dispatch in ("ragged", "dense", "capacity"):
-        layer = nn.MoE(
-            4, 5, 6, bias=bias, dispatch=dispatch, capacity=6.0, router=router
-        )
-        params = params or perturbed(layer)
-        y = layer(params, x)
-        np.testing.assert_allclose(y, one_by_one(layer, params, x), **close)
+    settings = {"bias": bias, "capacity": 6.0, "router": router}
+    dispatches = ("ragged", "dense", "capacity")
+    layers = [nn.MoE(4, 5, 6, dispatch=name, **settings) for name in dispatches]
+    params = drawn(layers[0], 0.7)
+    expected = one_by_one(layers[0], params, x)
+    for y in jax.jit(lambda params: [layer(params, x) for layer in layers])(params):
+        np.testing.assert_allclose(y, expected, **close)
 
 
 @pytest.mark.parametrize("dispatch", ["ragged", "capacity"])
 def test_gradients_are_those_of_the_dense_form(dispatch):
     dense = nn.MoE(4, 5, 6, dispatch="dense")
     layer = nn.MoE(4, 5, 6, dispatch=dispatch, capacity=6.0)
-    params = perturbed(dense)
+    params = drawn(dense, 0.7)
 
     def loss(layer):
         return lambda p, x: jnp.sum(jnp.sin(layer(p, x)))
@@ -102,29 +95,34 @@ def test_a_shared_expert_sees_every_token():
     alone = nn.MoE(4, 5, 6)
     shared = nn.FeedForward(4, 8, jax.nn.silu, gated=True)
     both = nn.MoE(4, 5, 6, shared=shared)
-    params = perturbed(both)
-    expected = alone(params, x) + shared(params["shared"], x)
-    np.testing.assert_allclose(both(params, x), expected, **close)
+    params = drawn(both, 0.7)
+
+    @jax.jit
+    def run(params):
+        return both(params, x), alone(params, x) + shared(params["shared"], x)
+
+    np.testing.assert_allclose(*run(params), **close)
 
 
 def test_beyond_its_capacity_an_expert_takes_first_choices_of_early_tokens():
     router = nn.Router(1, 2, 1, normalize=False)
     layer = nn.MoE(1, 1, 2, 1, dispatch="capacity", capacity=0.5, router=router)
-    params = perturbed(layer)
+    params = drawn(layer, 0.7)
     params["router"]["kernel"] = jnp.array([[9.0, -9.0]])
     rows = jnp.array([[1.0], [1.0], [-1.0], [1.0], [-1.0], [-1.0], [1.0], [1.0]])
-    y = layer(params, rows)[:, 0]  # 8 tokens, 2 places at either expert
+    y = jax.jit(layer)(params, rows)[:, 0]  # 8 tokens, 2 places at either expert
     placed = np.array([1, 1, 1, 0, 1, 0, 0, 0], bool)
     assert (np.asarray(y) != 0).tolist() == placed.tolist()
 
 
 def test_an_ensemble_of_ragged_experts_is_each_of_them():
     layer = nn.MoE(4, 5, 6)
-    members = [perturbed(layer) for _ in range(2)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    both = jax.vmap(layer)(stacked, jnp.stack([x, x + 1]))
+    members = [drawn(layer, 0.7, seed) for seed in range(2)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
+    both = jax.jit(jax.vmap(layer))(stacked, np.stack([x, x + 1]))
+    run = jax.jit(layer)
     for i, params in enumerate(members):
-        np.testing.assert_allclose(both[i], layer(params, x + i), **close)
+        np.testing.assert_allclose(both[i], run(params, x + i), **close)
 
 
 @pytest.mark.parametrize("dispatch", ["capacity", "dense"])
@@ -149,28 +147,29 @@ def test_balance_losses_are_least_where_tokens_are_spread_evenly():
 
 def test_the_correction_moves_tokens_to_idle_experts():
     router = nn.Router(4, 6, 2, "sigmoid", correction=True)
-    params = {**perturbed(router), "correction": jnp.zeros(6)}
+    params = {**drawn(router, 0.7), "correction": jnp.zeros(6)}
     rows = jnp.asarray(rng.normal(size=(500, 4)) + 1.0, jnp.float32)
 
-    def spread(params):
-        _, experts = router(params, rows)
-        load = jnp.bincount(experts.ravel(), length=6)
-        return experts, float(load.max() / load.mean())
+    @jax.jit
+    def spreads(params):
+        def move(correction, _):
+            _, experts = router({**params, "correction": correction}, rows)
+            load = jnp.bincount(experts.ravel(), length=6)
+            moved = nn.balanced(correction, experts, 5e-3)
+            return moved, load.max() / load.mean()
 
-    _, before = spread(params)
-    for _ in range(300):
-        experts, after = spread(params)
-        moved = nn.balanced(params["correction"], experts, 5e-3)
-        params = {**params, "correction": moved}
+        return jax.lax.scan(move, params["correction"], length=301)[1]
+
+    before, *_, after = np.asarray(spreads(params))
     assert before > 1.5 > 1.15 > after
-    grads = jax.grad(lambda p: router(p, rows)[0].sum())(params)
+    grads = jax.jit(jax.grad(lambda p: router(p, rows)[0].sum()))(params)
     assert not grads["correction"].any()
 
 
 def test_taps_tell_the_choices_and_feed_the_losses():
     layer = nn.Sequential([nn.MoE(4, 5, 6)])
-    params = perturbed(layer)
-    _, values = jd.capture(layer, "*/router/*")(params, x)
+    params = drawn(layer, 0.7)
+    _, values = jax.jit(jd.capture(layer, "*/router/*"))(params, x)
     shapes = {name: value.shape for name, value in values.items()}
     assert shapes == {
         "0/router/logits": (21, 6),
