@@ -93,7 +93,7 @@ class DecoderConfig:
     tie_embeddings: bool = True
     dropout: float = 0.0
     remat: bool | Callable[..., Any] = False
-    attention: str | None = None
+    attention: str | Callable[..., jax.Array] | None = None
 
     def __post_init__(self):
         for name, known in (

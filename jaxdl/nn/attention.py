@@ -54,7 +54,8 @@ class Attention(Module):
     `attend_blockwise`), "splash" on TPUs, "cudnn" on NVIDIA's GPUs and "xla" (those of
     `jax.nn.dot_product_attention`); one that cannot do what is asked is an error.
     "auto" takes what a platform has, splash or cudnn, else blockwise; see
-    `jd.which_backend`.
+    `jd.which_backend`. A function with the signature of `attend_blockwise` is called in
+    its place: `jd.shard.ring_attention` where devices have parts of the sequence.
 
     Taps: `q`, `k`, `v`, `scores` (before masking), `pattern`, `heads`.
     """
@@ -74,7 +75,7 @@ class Attention(Module):
     dropout: float = 0.0
     kernel_init: Any = initializers.lecun_normal()
     out_init: Any = initializers.lecun_normal()
-    implementation: str | None = None
+    implementation: dispatch.Implementation = None
     q: Module = part(default=None)
     k: Module = part(default=None)
     v: Module = part(default=None)

@@ -24,13 +24,25 @@ class Options(NamedTuple):
     drop: Callable[[jax.Array], jax.Array] | None = None
 
 
+Implementation = str | Callable[..., jax.Array] | None
+
+
 def dispatch(
-    implementation: str | None, q: jax.Array, k: jax.Array, v: jax.Array, ask: Options
+    implementation: Implementation,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    ask: Options,
 ) -> jax.Array:
     """Attention [batch, query, heads, v_dim] by one kernel, or the best on a platform.
 
+    A function in place of a name is called as `attend_blockwise` is.
+
     Raises ValueError if `implementation` names a kernel that cannot do what is asked.
     """
+    if callable(implementation):
+        y = _by_function(implementation, q, k, v, ask)
+        return mark(y, "attention", Choice(_name(implementation), "handed in"))
     if implementation == "auto":
         choices = _best(q, k, v, ask)
     else:
@@ -44,8 +56,12 @@ def dispatch(
     return mark(y, "attention", *choices)
 
 
-def check(implementation: str | None, features: dict[str, Any]) -> None:
+def check(implementation: Implementation, features: dict[str, Any]) -> None:
     """Raises ValueError for an unknown kernel, and for features that it lacks."""
+    if callable(implementation):
+        if features.get("dropout"):
+            raise _refused("Attention", _name(implementation), "dropout")
+        return
     if implementation not in (*_LACKS, None, "auto"):
         raise ValueError(
             f"Attention.implementation: expected None, auto, {', '.join(_LACKS)}, got "
@@ -64,6 +80,15 @@ _LACKS = {
 }
 
 _PLAIN = "plain"
+
+
+def _by_function(function: Callable[..., jax.Array], q, k, v, ask: Options):
+    given = {"scale": ask.scale, "softcap": ask.softcap, "sinks": ask.sinks}
+    return function(q, k, v, ask.sight, score_bias=ask.score_bias, **given)
+
+
+def _name(function: Callable[..., jax.Array]) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _best(q, k, v, ask: Options) -> list[Choice]:

@@ -4,6 +4,9 @@ from jaxdl.core.layout import Layout as Layout
 from jaxdl.core.layout import constrain as constrain
 from jaxdl.core.layout import current as current
 from jaxdl.core.layout import use as use
+from jaxdl.shard.context import from_zigzag as from_zigzag
+from jaxdl.shard.context import to_zigzag as to_zigzag
+from jaxdl.shard.context import zigzag_order as zigzag_order
 from jaxdl.shard.explaining import Explanation as Explanation
 from jaxdl.shard.explaining import Finding as Finding
 from jaxdl.shard.explaining import explain as explain
@@ -14,6 +17,10 @@ from jaxdl.shard.placing import init as init
 from jaxdl.shard.placing import optimizer_state as optimizer_state
 from jaxdl.shard.placing import place as place
 from jaxdl.shard.placing import shardings as shardings
+from jaxdl.shard.ring import all_to_all_attention as all_to_all_attention
+from jaxdl.shard.ring import ring_attention as ring_attention
+from jaxdl.shard.ring import zigzag_attention as zigzag_attention
+from jaxdl.shard.rules import CONTEXT as CONTEXT
 from jaxdl.shard.rules import DATA as DATA
 from jaxdl.shard.rules import EXPERT as EXPERT
 from jaxdl.shard.rules import FSDP as FSDP

@@ -73,7 +73,7 @@ def collectives(program: Any, mesh: Any = None) -> list[Collective]:
     """
     parsed = parse(program)
     sizes = dict(getattr(mesh, "shape", mesh) or {})
-    found: dict[tuple[str, str], Collective] = {}
+    found: dict[tuple[str | None, ...], Collective] = {}
     for instruction, computation, count, caller in parsed.executed():
         if (kind := _kind(instruction, computation)) is None:
             continue
@@ -82,10 +82,12 @@ def collectives(program: Any, mesh: Any = None) -> list[Collective]:
             continue
         named = instruction if instruction.op_name else caller or instruction
         # TPU writes one asynchronous collective several times: where it starts, and in
-        # the fusions that run beside it.
-        channel = instruction.attribute("channel_id") or instruction.name
+        # the fusions that run beside it. Elsewhere those of jax.shard_map have the same
+        # channel, and are several.
+        wrapped = caller is not None and caller.opcode in ("fusion", "async-start")
+        channel = instruction.attribute("channel_id") if wrapped else None
         found.setdefault(
-            (kind, channel),
+            (kind, channel or instruction.name, named.op_name if channel else None),
             Collective(
                 kind,
                 varying_axes(groups, sizes),

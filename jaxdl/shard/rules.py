@@ -29,3 +29,6 @@ EXPERT = {"expert": "expert"}
 
 FSDP_TENSOR = FSDP | TENSOR
 """`FSDP` between groups of devices, `TENSOR` within each."""
+
+CONTEXT = {**SEQUENCE, "key_sequence": "sequence"}
+"""`SEQUENCE` with the keys split too: for `ring_attention` and its like."""
