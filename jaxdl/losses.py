@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real
 
+from jaxdl.core.mark_primitive import Choice, mark
+
 
 def cross_entropy(
     logits: Float[Array, "*batch vocab"],
@@ -38,7 +40,8 @@ def cross_entropy(
     _check_options(options)
     _check_labels(labels, logits.shape[:-1])
     losses = weighted_mean(_token_losses(logits, labels, options), weights)
-    return losses * _validity(labels, weights, logits.shape[-1])
+    loss = losses * _validity(labels, weights, logits.shape[-1])
+    return mark(loss, "loss", _WHOLE, name="cross_entropy")
 
 
 def token_cross_entropy(
@@ -60,7 +63,8 @@ def token_cross_entropy(
     _check_options(options)
     _check_labels(labels, logits.shape[:-1])
     losses = _token_losses(logits, labels, options)
-    return jnp.where(_in_range(labels, logits.shape[-1]), losses, jnp.nan)
+    losses = jnp.where(_in_range(labels, logits.shape[-1]), losses, jnp.nan)
+    return mark(losses, "loss", _WHOLE, name="token_cross_entropy")
 
 
 def weighted_mean(
@@ -124,7 +128,11 @@ def chunked_cross_entropy(
     chunks = (split(hidden, labels.ndim), split(labels), split(weights))
     total: jax.Array = _chunked_sum(options, head, *chunks)  # type: ignore[assignment]
     validity = _validity(labels, weights, kernel.shape[-1])
-    return _divide(total, jnp.sum(weights)) * validity
+    loss = _divide(total, jnp.sum(weights)) * validity
+    return mark(loss, "loss", Choice("chunked"), name="chunked_cross_entropy")
+
+
+_WHOLE = Choice("plain", "takes all the logits; chunked_cross_entropy holds a chunk")
 
 
 class _Options(NamedTuple):

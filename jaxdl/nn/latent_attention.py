@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdl.core import init as initializers
 from jaxdl.core.fields import Size
 from jaxdl.core.keys import MISSING, OptionalKey
+from jaxdl.core.mark_primitive import Choice, mark
 from jaxdl.core.module import Module, fill, part
 from jaxdl.core.naming import expect
 from jaxdl.core.tap_primitive import tap
@@ -138,6 +139,9 @@ class LatentAttention(Module):
             q, tap(k, "k"), tap(v, "v"), scale=self.scale or 1.0, visible=visible,
             blind=blind,
         )  # fmt: skip
+        heads = mark(
+            heads, "attention", Choice("plain", "latent attention keeps its taps")
+        )
         y = part("out", tap(heads, "heads").reshape(*x.shape[:2], -1))
         if cache is None:
             return y

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from jaxdl.core import init as initializers
 from jaxdl.core.fields import Size
 from jaxdl.core.keys import MISSING, OptionalKey
+from jaxdl.core.mark_primitive import Choice, mark
 from jaxdl.core.module import Module, fill, part
 from jaxdl.core.naming import expect
 from jaxdl.nn import routing
@@ -79,6 +80,8 @@ class MoE(Module):
         weights = weights.astype(rows.dtype)
         run = {"ragged": self._ragged, "capacity": self._capacity, "dense": self._dense}
         y = run[self.dispatch](part, rows, weights, experts)
+        if self.dispatch != "ragged":  # which speaks for itself
+            y = mark(y, "experts", Choice(self.dispatch, "named by dispatch"))
         if self.shared is not None:
             y = y + part("shared", rows)
         return y.reshape(x.shape)
