@@ -53,6 +53,16 @@ class NoInputGradient(jd.Module):
         return jnp.where(x > 0, jnp.sqrt(x), 0.0)
 
 
+class OtherUnderJit(Weighted):
+    def __call__(self, params, x):
+        return x * params["w"] + isinstance(x, jax.core.Tracer)
+
+
+class OtherInitEachTime(Weighted):
+    def spec(self):
+        return {"w": jd.Param((4,), jd.init.constant(float(next(calls))))}
+
+
 class AcrossTheBatch(Weighted):
     def __call__(self, params, x):
         return x * params["w"] + x.shape[0] * (1 if x.ndim == 2 else 0) + _is_batched(x)
@@ -98,6 +108,8 @@ def test_the_least_module_keeps_the_contract():
     [
         (BuiltAnew(), "built again is equal"),
         (HiddenState(), "under jit"),
+        (OtherUnderJit(), "under jit"),
+        (OtherInitEachTime(), "jit and vmap give the same bits as init"),
         (Unused(), "a gradient reaches unused"),
         (Infinite(), "the gradient of w is finite"),
         (NoInputGradient(), "the gradient of input 0 is finite"),

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -9,6 +10,7 @@ import pytest
 import jaxdl as jd
 from jaxdl import losses, models
 from jaxdl.testing import check_module
+from tests.drawn import drawn
 
 gpt2 = models.DecoderConfig(vocab_size=13, seq_len=8, dim=8, num_layers=2, num_heads=2)
 llama = models.DecoderConfig(
@@ -20,12 +22,11 @@ configs = pytest.mark.parametrize("config", [gpt2, llama], ids=["gpt2", "llama"]
 tokens = jax.random.randint(jax.random.key(1), (2, 6), 0, 13)
 
 
-def perturbed(model):
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: leaf + 0.2 * rng.normal(size=leaf.shape).astype(np.float32),
-        model.init(jax.random.key(0)),
-    )
+@functools.cache
+def compiled(config):
+    """A model's parameters, drawn, and its forward pass as one program."""
+    model = models.Decoder(config)
+    return drawn(model), jax.jit(model)
 
 
 def norm(config, p, x):
@@ -94,18 +95,17 @@ def by_hand(config, params, row):
 
 @configs
 def test_it_is_the_model_written_out_with_every_parameter_perturbed(config):
-    model = models.Decoder(config)
-    params = perturbed(model)
-    expected = jnp.stack([by_hand(config, params, row) for row in tokens])
-    np.testing.assert_allclose(model(params, tokens), expected, rtol=1e-4, atol=1e-4)
+    params, logits = compiled(config)
+    by_row = jax.jit(jax.vmap(functools.partial(by_hand, config), (None, 0)))
+    expected = by_row(params, tokens)
+    np.testing.assert_allclose(logits(params, tokens), expected, rtol=1e-4, atol=1e-4)
 
 
 @configs
 def test_no_logit_depends_on_a_later_token(config):
-    model = models.Decoder(config)
-    params = perturbed(model)
+    params, logits = compiled(config)
     other = tokens.at[:, 3].set((tokens[:, 3] + 1) % 13)
-    changed = model(params, tokens) != model(params, other)
+    changed = np.asarray(logits(params, tokens)) != logits(params, other)
     assert not changed[:, :3].any() and changed[:, 3:].any()
 
 
@@ -118,7 +118,7 @@ def test_it_keeps_the_contract(config):
 @pytest.mark.parametrize("tied", [True, False])
 def test_its_two_halves_give_the_chunked_loss(tied):
     model = models.Decoder(dataclasses.replace(llama, tie_embeddings=tied))
-    params = perturbed(model)
+    params = drawn(model)
     targets = jnp.roll(tokens, -1, axis=1)
 
     def whole(params):
@@ -129,31 +129,32 @@ def test_its_two_halves_give_the_chunked_loss(tied):
         kernel = model.head_kernel(params)
         return losses.chunked_cross_entropy(hidden, kernel, targets, chunk_size=5)
 
-    ours, theirs = (jax.value_and_grad(loss)(params) for loss in (chunked, whole))
+    both = jax.jit(lambda p: [jax.value_and_grad(f)(p) for f in (chunked, whole)])
+    ours, theirs = both(params)
     chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_packed_sequences_are_as_if_each_stood_alone():
-    model = models.Decoder(llama)
-    params = perturbed(model)
+    params, logits = compiled(llama)
     segments = jnp.array([[0, 0, 0, 0, 1, 1]])
-    packed = model(params, tokens[:1], segment_ids=segments)
-    np.testing.assert_allclose(
-        packed[:, 4:], model(params, tokens[:1, 4:]), rtol=1e-4, atol=1e-4
-    )
+    packed = logits(params, tokens[:1], segment_ids=segments)
+    alone = logits(params, tokens[:1, 4:])
+    np.testing.assert_allclose(packed[:, 4:], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_remat_and_every_implementation_of_attention_give_the_same():
-    params = perturbed(models.Decoder(gpt2))
-
-    def gradient(**changes):
-        model = models.Decoder(dataclasses.replace(gpt2, **changes))
-        return jax.jit(jax.grad(lambda p: jnp.sin(model(p, tokens)).sum()))(params)
-
-    plain = gradient()
     policy = jd.save_taps("**/mlp/hidden")
-    for changes in ({"remat": True}, {"remat": policy}, {"attention": "xla"}):
-        chex.assert_trees_all_close(gradient(**changes), plain, rtol=1e-4, atol=1e-4)
+    changes = ({}, {"remat": True}, {"remat": policy}, {"attention": "xla"})
+    variants = [models.Decoder(dataclasses.replace(gpt2, **some)) for some in changes]
+
+    @jax.jit
+    def gradients(params):
+        losses = [lambda p, m=m: jnp.sin(m(p, tokens)).sum() for m in variants]
+        return [jax.grad(loss)(params) for loss in losses]
+
+    plain, *others = gradients(compiled(gpt2)[0])
+    for other in others:
+        chex.assert_trees_all_close(other, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_its_taps_name_the_residual_stream_and_all_within():
@@ -171,8 +172,8 @@ def test_its_taps_name_the_residual_stream_and_all_within():
         "blocks/resid_post",
         "logits",
     ]
-    params = perturbed(model)
-    logits, values = jd.capture(model, "**")(params, tokens)
+    params, _ = compiled(llama)
+    logits, values = jax.jit(jd.capture(model, "**"))(params, tokens)
     pre, post = values["blocks/resid_pre"], values["blocks/resid_post"]
     np.testing.assert_allclose(pre[0], values["embed"], rtol=1e-6)
     np.testing.assert_allclose(pre[1], post[0], rtol=1e-6)
@@ -180,15 +181,14 @@ def test_its_taps_name_the_residual_stream_and_all_within():
 
 
 def test_weights_start_as_those_of_gpt2():
-    params = models.Decoder(dataclasses.replace(gpt2, dim=128, num_layers=8)).init(
-        jax.random.key(0)
-    )
-    assert float(params["embed"]["embedding"].std()) == pytest.approx(0.02, rel=0.1)
-    assert float(params["blocks"]["attn"]["q"]["kernel"].std()) == pytest.approx(
-        0.02, rel=0.05
-    )
-    for layer in (params["blocks"]["attn"]["out"], params["blocks"]["mlp"]["down"]):
-        assert float(layer["kernel"].std()) == pytest.approx(0.02 / 4, rel=0.05)
+    model = models.Decoder(dataclasses.replace(gpt2, dim=128, num_layers=8))
+    params = jax.jit(model.init)(jax.random.key(0))
+    deviation = jax.tree.map(lambda leaf: np.asarray(leaf).std(), params)
+    blocks = deviation["blocks"]
+    assert deviation["embed"]["embedding"] == pytest.approx(0.02, rel=0.1)
+    assert blocks["attn"]["q"]["kernel"] == pytest.approx(0.02, rel=0.05)
+    for layer in (blocks["attn"]["out"], blocks["mlp"]["down"]):
+        assert layer["kernel"] == pytest.approx(0.02 / 4, rel=0.05)
 
 
 def test_the_default_is_gpt2_of_124_million_parameters():
@@ -197,7 +197,7 @@ def test_the_default_is_gpt2_of_124_million_parameters():
 
 def test_what_does_not_fit_is_an_error():
     model = models.Decoder(gpt2)
-    params = model.init(jax.random.key(0))
+    params, _ = compiled(gpt2)
     with pytest.raises(ValueError, match="position: expected a sequence of at most 8"):
         model(params, jnp.zeros((1, 9), int))
     with pytest.raises(ValueError, match=r"int \[batch, seq\]"):
@@ -210,6 +210,6 @@ def test_what_does_not_fit_is_an_error():
 
 
 def test_a_token_out_of_range_gives_nan_not_another_token():
-    model = models.Decoder(gpt2)
-    logits = model(perturbed(model), tokens.at[0, 2].set(13))
-    assert jnp.isnan(logits[0, 2:]).all() and jnp.isfinite(logits[1]).all()
+    params, logits = compiled(gpt2)
+    out = np.asarray(logits(params, tokens.at[0, 2].set(13)))
+    assert np.isnan(out[0, 2:]).all() and np.isfinite(out[1]).all()

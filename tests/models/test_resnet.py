@@ -1,3 +1,6 @@
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import jaxdl as jd
 from jaxdl import models, nn
 from jaxdl.core import tree
 from jaxdl.testing import check_module
+from tests.drawn import drawn
 
 tiny = models.ResNet(
     (1, 1), widths=(4, 8), num_classes=3, in_features=1, small_images=True
@@ -114,38 +118,38 @@ def test_it_is_the_network_written_out_with_every_parameter_perturbed(model):
     x = jax.random.normal(jax.random.key(2), (2, 15, 12, 1))
 
     def perturbed(leaf):
-        return leaf + 0.3 * np.abs(rng.normal(size=leaf.shape)).astype(np.float32)
+        noise = 0.3 * np.abs(rng.normal(size=leaf.shape))
+        return np.asarray(leaf) + noise.astype(np.float32)
 
-    params = jax.tree.map(perturbed, model.init(jax.random.key(0)))
+    params = jax.tree.map(perturbed, drawn(model))
     state = jax.tree.map(perturbed, model.init_state())
-    ours, same = model(params, x, state, train=False)
-    theirs = by_hand(params, state, x, model.bottleneck)
+    run = jax.jit(functools.partial(model, train=False))
+    ours, same = run(params, x, state)
+    theirs = jax.jit(by_hand, static_argnums=3)(params, state, x, model.bottleneck)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, state, same))
+    chex.assert_trees_all_equal(state, same)
 
 
 def test_training_moves_every_running_statistic():
     state = tiny.init_state()
-    _, new = tiny(tiny.init(jax.random.key(0)), images, state, train=True)
+    _, new = jax.jit(functools.partial(tiny, train=True))(drawn(tiny), images, state)
     for path, leaf in tree.flatten(new).items():
-        assert not jnp.array_equal(leaf, tree.flatten(state)[path]), path
+        assert not np.array_equal(leaf, tree.flatten(state)[path]), path
 
 
 def test_zero_init_starts_each_block_as_its_shortcut():
     block = models.ResNet((1,), (4,), in_features=1, small_images=True, zero_init=True)
-    params, state = block.init(jax.random.key(0)), block.init_state()
-    _, values = jd.capture(
-        lambda p, x: block(p, x, state, train=False)[0], "layer1/0/out"
-    )(params, images)
-    stem = jax.nn.relu(
-        nn.BatchNorm(4)(
-            params["bn1"],
-            block.conv1(params["conv1"], images),
-            state["bn1"],
-            train=False,
-        )[0]
-    )
-    np.testing.assert_allclose(values["layer1/0/out"], stem, rtol=1e-5)
+    params, state = jax.jit(block.init)(jax.random.key(0)), block.init_state()
+
+    @jax.jit
+    def run(params):
+        forward = jd.capture(functools.partial(block, train=False), "layer1/0/out")
+        _, values = forward(params, images, state)
+        x = block.conv1(params["conv1"], images)
+        x, _ = nn.BatchNorm(4)(params["bn1"], x, state["bn1"], train=False)
+        return values["layer1/0/out"], jax.nn.relu(x)
+
+    np.testing.assert_allclose(*run(params), rtol=1e-5)
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -157,4 +161,4 @@ def test_what_does_not_fit_is_an_error():
     with pytest.raises(ValueError, match="depths of one to four stages"):
         models.ResNet((1, 1, 1), widths=(4, 8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, 1\]"):
-        tiny(tiny.init(jax.random.key(0)), images[0], tiny.init_state(), train=False)
+        tiny(drawn(tiny), images[0], tiny.init_state(), train=False)

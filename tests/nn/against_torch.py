@@ -48,13 +48,14 @@ def compare(
     named = dict(zip(trained, found, strict=False))
     input_grads = list(found[len(trained) :])
 
-    params = jax.tree.map(jnp.asarray, convert(arrays(weights)))
+    params = convert(arrays(weights))
     grads = convert(arrays({**weights, **named}))
     given = list(inputs)
     if channels_last:
         given[0] = np.moveaxis(given[0], 1, -1)
         input_grads[0] = _last(input_grads[0])
-    given = [jnp.asarray(x) for x in given]
+    # jnp.asarray would compile a program for each shape.
+    given = jax.device_put(given)
 
     def pulled(params, *reals):
         filled = list(given)

@@ -8,7 +8,7 @@ fit. A layer must agree with it, and refuse with its path and what it expected.
 from collections.abc import Callable
 import math
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
@@ -163,7 +163,6 @@ shapes = st.one_of(shapes, near.map(lambda pair: (*pair[0], pair[1])))
 
 @pytest.mark.parametrize("name", LAYERS)
 @given(shape=shapes, dtype=st.sampled_from(FLOATS * 3 + OTHERS))
-@settings(max_examples=40)
 def test_a_layer_gives_its_documented_shape_or_says_where_and_why(name, shape, dtype):
     layer, wanted = LAYERS[name]
     fits = dtype in FLOATS or isinstance(layer, nn.Flatten | nn.PixelShuffle)
