@@ -13,6 +13,8 @@ from jaxdl.shard.explaining import explain as explain
 from jaxdl.shard.hlo import Collective as Collective
 from jaxdl.shard.hlo import collectives as collectives
 from jaxdl.shard.meshes import mesh as mesh
+from jaxdl.shard.pipelining import pipeline as pipeline
+from jaxdl.shard.pipelining import pipeline_loss as pipeline_loss
 from jaxdl.shard.placing import init as init
 from jaxdl.shard.placing import optimizer_state as optimizer_state
 from jaxdl.shard.placing import place as place
@@ -29,3 +31,7 @@ from jaxdl.shard.rules import SEQUENCE as SEQUENCE
 from jaxdl.shard.rules import TENSOR as TENSOR
 from jaxdl.shard.rules import ZERO1 as ZERO1
 from jaxdl.shard.rules import Rules as Rules
+from jaxdl.shard.schedules import Schedule as Schedule
+from jaxdl.shard.schedules import gpipe as gpipe
+from jaxdl.shard.schedules import interleaved as interleaved
+from jaxdl.shard.schedules import one_forward_one_backward as one_forward_one_backward

@@ -87,6 +87,15 @@ def splitting(
     return Splitting(mesh, frozenset(free), *names, parts, local)
 
 
+def differing(tree: Any, spec: PartitionSpec, wanted: tuple[str, ...]) -> Any:
+    """Arrays that are split by a spec as ones that may differ along all these axes."""
+    split = {axis for part in spec for axis in layout.axes_of(part)}
+    missing = tuple(axis for axis in wanted if axis not in split)
+    if not missing:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.pcast(x, missing, to="varying"), tree)
+
+
 def zigzag_order(seq: int, parts: int) -> np.ndarray:
     """Which token stands at each place of a zigzag sequence, [seq].
 

@@ -23,7 +23,7 @@ from jaxdl.nn.blockwise import (
     attend_with_lse,
     merge,
 )
-from jaxdl.shard.context import Splitting, splitting, zigzag_order
+from jaxdl.shard.context import Splitting, differing, splitting, zigzag_order
 
 Query = Float[Array, "batch query heads head_dim"]
 Key = Float[Array, "batch key kv_heads head_dim"]
@@ -140,10 +140,10 @@ def _around(split: Splitting, q, k, v, sight: Sight, sinks, options) -> Output:
     def attend(q, k, v, real, segment_ids, sinks, tables):
         # Each device finds its own part of a gradient. What is the same on several is
         # made to differ first, and the transpose of that is the sum of the parts.
-        differing = functools.partial(_differing, wanted=ring.varying)
-        k, v = differing((k, v), specs[1])
-        rows = differing((real, segment_ids), specs[3])
-        return _attend(ring, q, k, v, differing(sinks, specs[5]), rows, tables)
+        differ = functools.partial(differing, wanted=ring.varying)
+        k, v = differ((k, v), specs[1])
+        rows = differ((real, segment_ids), specs[3])
+        return _attend(ring, q, k, v, differ(sinks, specs[5]), rows, tables)
 
     heads = layout.spec_of((split.heads,))
     rows = (split.rows, split.rows)
@@ -156,15 +156,6 @@ def _rows(sight: Sight, q) -> list[jax.Array | None]:
     """Which places are real and their segments, one row for each of the batch."""
     given = sight.real, sight.segment_ids
     return [None if x is None else jnp.broadcast_to(x, q.shape[:2]) for x in given]
-
-
-def _differing(tree: Any, spec: PartitionSpec, wanted: tuple[str, ...]) -> Any:
-    """Arrays that are split by a spec as ones that may differ along all these axes."""
-    split = {axis for part in spec for axis in layout.axes_of(part)}
-    missing = tuple(axis for axis in wanted if axis not in split)
-    if not missing:
-        return tree
-    return jax.tree.map(lambda x: jax.lax.pcast(x, missing, to="varying"), tree)
 
 
 class _Ring(NamedTuple):
@@ -230,7 +221,7 @@ def _forward(ring: _Ring, q, k, v, sinks, rows, tables):
     y = jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32)
     # The place without a value is a part of its own.
     lse = -jnp.inf if sinks is None else sinks.astype(jnp.float32)
-    y = _differing(y, PartitionSpec(), ring.varying)
+    y = differing(y, PartitionSpec(), ring.varying)
     lse = lse + jnp.zeros_like(y[..., 0])
     if ring.parts > 1:
         numbers = jnp.arange(ring.parts - 1)
@@ -261,7 +252,7 @@ def _attend_backward(ring: _Ring, saved, d_y):
         return (d_q, ring.passed_on(d_there), ring.passed_on(there)), None
 
     zeros = [jnp.zeros(x.shape, jnp.float32) for x in (q, k, v)]
-    d_q, d_k, d_v = _differing(zeros, PartitionSpec(), ring.varying)
+    d_q, d_k, d_v = differing(zeros, PartitionSpec(), ring.varying)
     state = d_q, (d_k, d_v), start
     if ring.parts > 1:
         state, _ = jax.lax.scan(step, state, jnp.arange(ring.parts - 1))
