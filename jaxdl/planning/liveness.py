@@ -197,16 +197,18 @@ class _Walk:
         )
 
     def _named(self, instruction: Instruction, computation: Computation):
-        """The instruction, or what it was made of, that says where it comes from."""
-        while not instruction.op_name:
-            body = self.program.computations.get(instruction.attribute("calls") or "")
-            inside = [i for i in body.instructions if i.op_name] if body else []
-            if inside:
-                return inside[-1]
-            before = [computation.by_name.get(name) for name in instruction.operands]
-            if not before or before[0] is None:
-                break
-            instruction = before[0]
+        """The instruction, or the nearest one, that says where it comes from."""
+        # What it is made of, else what reads it, through a tuple at most.
+        first = instruction.operands[:1]
+        before = [computation.by_name[n] for n in first if n in computation.by_name]
+        after = computation.readers.get(instruction.name, [])
+        further = [r for each in after for r in computation.readers.get(each.name, [])]
+        for each in (instruction, *before, *after, *further):
+            body = self.program.computations.get(each.attribute("calls") or "")
+            inside = body.instructions[::-1] if body else []
+            for named in (each, *inside):
+                if named.op_name:
+                    return named
         return instruction
 
     def _updated(self, fusion: Instruction) -> dict[int, int]:

@@ -120,13 +120,14 @@ def _advice(arguments: dict, available: float, report: Report | None) -> Iterato
         )
     if any(s and s[-1] >= 2**14 for s in shapes):
         yield (
-            "logits of the whole batch are held: jd.losses.chunked_cross_entropy holds "
-            "those of a chunk"
+            "arrays as wide as a vocabulary are held: if these are logits, "
+            "jd.losses.chunked_cross_entropy holds those of a chunk"
         )
-    yield (
-        "remat: nn.Repeat(..., remat=True), or jax.checkpoint, keeps the inputs of "
-        "layers only and computes the rest again"
-    )
+    if report is None or report.flops.hardware == report.flops.model:
+        yield (
+            "remat: nn.Repeat(..., remat=True), or jax.checkpoint, keeps the inputs of "
+            "layers only and computes the rest again"
+        )
     yield (
         "microbatches: make_step(..., accumulate=n) holds the activations of an nth of "
         "the batch; or a smaller batch"

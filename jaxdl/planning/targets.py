@@ -66,8 +66,9 @@ def target_of(devices: tuple[Any, ...]) -> Target:
     """The target that these devices are."""
     platform = devices[0].platform
     platform = "cuda" if platform == "gpu" else platform
-    name = f"{len(devices)} x {devices[0].device_kind}"
-    return Target(name, platform, chip_of(devices[0]), devices)
+    chip = chip_of(devices[0])
+    kind = chip.name if chip else devices[0].device_kind
+    return Target(f"{len(devices)} x {kind}", platform, chip, devices)
 
 
 def _cpu(name: str, number: int = 1) -> Target:

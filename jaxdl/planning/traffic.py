@@ -61,10 +61,7 @@ _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 
 def _fusion(fusion: Instruction, shapes: list, body: Computation) -> int:
     """A parameter that is only sliced, or only updated in place, counts as its part."""
-    readers: dict[str, list[Instruction]] = {}
-    for each in body.instructions:
-        for name in each.operands:
-            readers.setdefault(name, []).append(each)
+    readers = body.readers
     total = 0
     for parameter, shape in zip(body.parameters, shapes, strict=False):
         uses = _uses(parameter.name, readers)

@@ -131,6 +131,15 @@ class Computation:
         return {each.name: each for each in self.instructions}
 
     @cached_property
+    def readers(self) -> Mapping[str, list[Instruction]]:
+        """The instructions that read each one, in order."""
+        found: dict[str, list[Instruction]] = {}
+        for each in self.instructions:
+            for name in each.operands:
+                found.setdefault(name, []).append(each)
+        return found
+
+    @cached_property
     def root(self) -> Instruction:
         """The instruction whose result is the computation's."""
         return next(each for each in self.instructions if each.is_root)

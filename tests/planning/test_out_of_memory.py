@@ -6,6 +6,7 @@ import pytest
 import jaxdl as jd
 from jaxdl.planning import OutOfMemory
 from jaxdl.planning.chips import CHIPS, GIB
+from jaxdl.planning.flops import Flops
 from jaxdl.planning.liveness import Buffer, Liveness
 from jaxdl.planning.out_of_memory import larger
 from jaxdl.planning.targets import Target
@@ -27,9 +28,12 @@ def report():
 
 def with_buffers(report, *arrays, outputs=0, scope="blocks/attn"):
     largest = tuple(Buffer(GIB, array, scope, "model.py:3") for array in arrays)
-    memory = dataclasses.replace(report.memory, outputs=outputs)
     return dataclasses.replace(
-        report, target="v5p:1x1x1", memory=memory, liveness=Liveness((), largest)
+        report,
+        target="v5p:1x1x1",
+        memory=dataclasses.replace(report.memory, outputs=outputs),
+        flops=Flops(model=1, hardware=1),
+        liveness=Liveness((), largest),
     )
 
 
@@ -65,6 +69,12 @@ def test_advice_follows_what_is_large(report, arguments, arrays, outputs, words)
     assert words in first
     assert any("remat" in line for line in rest)
     assert any("accumulate" in line for line in rest)
+
+
+def test_who_recomputes_already_is_not_told_to(report):
+    found = dataclasses.replace(with_buffers(report), flops=Flops(1, 2))
+    advice = OutOfMemory(V5E, REFUSED, {"x": GIB}, found).advice
+    assert not any("remat" in line for line in advice)
 
 
 def test_advice_is_not_given_for_what_is_small(report):
