@@ -5,15 +5,19 @@
     python examples/finetune_smollm2.py --bits 4 --dora
 
 The model knows many capitals, and says them in sentences. Adapters of 0.7% of its size
-learn from 32 answers to say them in JSON; it is tested on other countries. The form is
-learned in a few minutes on a CPU. Some of what the model knows gets lost on the way, as
-it does in so small a model. With --bits the base is kept in integers of 8 or 4 bits.
+learn from 32 answers to say them in JSON, in a few minutes on a CPU; it is tested on 12
+other countries. The form decides what it still knows. With seed 0 it named 10 capitals
+before. Where the JSON had the capital alone it named 7 afterwards, and none where the
+capitals were left out of the loss: it then wrote the country's name in their place.
+Where the JSON has its own sentence first it named 12, 10 of them in the right field.
+With --bits the base is kept in integers of 8 or 4 bits.
 """
 
 import argparse
 import importlib.metadata
 import json
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -53,13 +57,18 @@ def asked(tokenizer, country: str) -> list[int]:
 
 
 def answer(tokenizer, country: str, capital: str) -> list[int]:
-    """The tokens of the answer that it is to give, the one that ends it included."""
-    text = json.dumps({"country": country, "capital": capital})
+    """The tokens of the answer that it is to give, the one that ends it included.
+
+    First the sentence that the model would say itself, then the name alone: where it
+    must name the capital at once, it loses more of those it knows.
+    """
+    sentence = f"The capital of {country} is {capital}."
+    text = json.dumps({"answer": sentence, "capital": capital})
     end = tokenizer.id_of("<|im_end|>")
     return [*tokenizer.encode(text, add_special=False), end]
 
 
-def said(model, params, tokenizer, countries, max_new: int = 32) -> list[str]:
+def said(model, params, tokenizer, countries, max_new: int = 40) -> list[str]:
     """What a model answers, the likeliest token each time."""
     prompts = [asked(tokenizer, country) for country in countries]
     result = generate.generate(
@@ -68,19 +77,35 @@ def said(model, params, tokenizer, countries, max_new: int = 32) -> list[str]:
     return [tokenizer.decode(row) for row in result.rows()]
 
 
-def scores(answers: list[str], tested: list[tuple[str, str]]) -> tuple[int, int]:
-    """How many answers are JSON of the form that was learned; how many are right."""
+class Scores(NamedTuple):
+    """Of some answers: how many have the form, name the capital, have it in its field.
 
-    def has_form(text: str) -> bool:
+    form: JSON with the two names that were learned. named: the capital is anywhere in
+    the text. right: the form, and the capital where a program would look for it.
+    """
+
+    form: int
+    named: int
+    right: int
+
+
+def scores(answers: list[str], tested: list[tuple[str, str]]) -> Scores:
+    """Counts what the answers got right."""
+
+    def read(text: str) -> dict:
         try:
-            return set(json.loads(text)) == {"country", "capital"}
-        except (json.JSONDecodeError, TypeError):
-            return False
+            found = json.loads(text)
+        except json.JSONDecodeError:
+            return {}
+        fits = isinstance(found, dict) and set(found) == {"answer", "capital"}
+        return found if fits else {}
 
-    right = sum(
-        capital in text for text, (_, capital) in zip(answers, tested, strict=True)
+    each = list(zip(answers, [capital for _, capital in tested], strict=True))
+    return Scores(
+        form=sum(bool(read(text)) for text, _ in each),
+        named=sum(capital in text for text, capital in each),
+        right=sum(read(text).get("capital") == capital for text, capital in each),
     )
-    return sum(map(has_form, answers)), right
 
 
 def learn(model, params, rows, given: argparse.Namespace):
@@ -102,14 +127,14 @@ def learn(model, params, rows, given: argparse.Namespace):
     return finetune.join(state.params, state.model_state), losses
 
 
-def main(arguments: list[str] | None = None) -> list[tuple[int, int]]:
+def main(arguments: list[str] | None = None) -> list[Scores]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="a folder, a .gguf file or owner/name")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--dora", action="store_true")
     parser.add_argument("--bits", type=int, choices=(8, 4), help="of the frozen base")
-    parser.add_argument("--rate", type=float, default=5e-4, help="of learning")
+    parser.add_argument("--rate", type=float, default=1e-3, help="of learning")
     parser.add_argument("--batch-size", type=int, default=2, help="packed rows")
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--tested", type=int, default=12, help="held-out countries")
@@ -154,8 +179,11 @@ def main(arguments: list[str] | None = None) -> list[tuple[int, int]]:
         print(f"\n{question}\n  before: {old!r}\n  after:  {new!r}")
     found = [scores(answers, tested) for answers in (before, after)]
     print()
-    for when, (form, right) in zip(("before", "after"), found, strict=True):
-        print(f"{when}: {form} of {len(tested)} are JSON, {right} name the capital")
+    for when, (form, named, right) in zip(("before", "after"), found, strict=True):
+        print(
+            f"{when}: of {len(tested)} answers {named} name the capital, {form} are "
+            f"JSON, {right} JSON with the capital in its field"
+        )
     return found
 
 

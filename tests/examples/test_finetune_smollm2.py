@@ -16,11 +16,13 @@ def test_no_country_is_both_learned_and_tested():
 def test_scores_tell_the_form_from_the_content():
     tested = [("France", "Paris"), ("Italy", "Rome"), ("Peru", "Lima")]
     answers = [
-        json.dumps({"country": "France", "capital": "Lyon"}),
+        json.dumps({"answer": "It is Lyon.", "capital": "Lyon"}),
         "The capital is Rome.",
-        "[1]",
+        json.dumps({"answer": "The capital of Peru is Lima.", "capital": "Lima"}),
     ]
-    assert example.scores(answers, tested) == (1, 1)
+    assert example.scores(answers, tested) == (2, 2, 1)
+    for other in ("[1]", '"capital"', "3", '{"capital": "Lima"}'):
+        assert example.scores([other], tested[:1]) == (0, 0, 0)
 
 
 @pytest.mark.slow
