@@ -7,9 +7,10 @@
 The model knows many capitals, and says them in sentences. Adapters of 0.7% of its size
 learn from 32 answers to say them in JSON, in a few minutes on a CPU; it is tested on 12
 other countries. The form decides what it still knows. With seed 0 it named 10 capitals
-before. Where the JSON had the capital alone it named 7 afterwards, and none where the
-capitals were left out of the loss: it then wrote the country's name in their place.
-Where the JSON has its own sentence first it named 12, 10 of them in the right field.
+before. At a rate of 5e-4 it named 7 where the JSON had the capital alone, none where
+the capitals were left out of the loss: it wrote the country's name in their place.
+Where the JSON has its own sentence first it named 10, but only 8 answers were JSON. At
+1e-3, the rate here, all 12 are, all name the capital, and 10 have it in its field.
 With --bits the base is kept in integers of 8 or 4 bits.
 """
 
