@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import pytest
 import jaxdl as jd
 from jaxdl import nn
 from jaxdl.testing import check_module
+from tests.drawn import drawn
 
 rng = np.random.default_rng(0)
 BATCH, SEQ, DIM, HEADS = 2, 6, 8, 4
@@ -16,12 +19,6 @@ def normal(*shape):
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
-def perturbed(layer):
-    return jax.tree.map(
-        lambda leaf: leaf + 0.1 * normal(*leaf.shape), layer.init(jax.random.key(0))
-    )
-
-
 x = normal(BATCH, SEQ, DIM)
 segments = jnp.array([[0, 0, 0, 1, 1, 2], [5, 5, 5, 5, 5, 5]])
 close = dict(rtol=1e-5, atol=1e-5)
@@ -29,7 +26,7 @@ close = dict(rtol=1e-5, atol=1e-5)
 
 def test_attention_is_that_of_flax():
     layer = nn.Attention(DIM, HEADS, bias=True)
-    params = perturbed(layer)
+    params = drawn(layer)
 
     def split(part):
         kernel = params[part]["kernel"].reshape(DIM, HEADS, 2)
@@ -40,17 +37,18 @@ def test_attention_is_that_of_flax():
     theirs["out"] = {"kernel": out, "bias": params["out"]["bias"]}
     flax_layer = flax.linen.MultiHeadDotProductAttention(HEADS)
     mask = flax.linen.make_causal_mask(jnp.ones((BATCH, SEQ)))
-    expected = flax_layer.apply({"params": theirs}, x, mask=mask)
+    apply = jax.jit(flax_layer.apply)
+    expected = apply({"params": theirs}, x, mask=mask)
     causal = nn.Attention(DIM, HEADS, bias=True, causal=True)
-    np.testing.assert_allclose(causal(params, x), expected, **close)
-    expected = flax_layer.apply({"params": theirs}, x)
-    np.testing.assert_allclose(layer(params, x), expected, **close)
+    np.testing.assert_allclose(jax.jit(causal)(params, x), expected, **close)
+    expected = apply({"params": theirs}, x)
+    np.testing.assert_allclose(jax.jit(layer)(params, x), expected, **close)
 
 
 def test_cross_attention_with_norms_of_queries_and_keys_is_that_of_flax():
     norms = {name: nn.LayerNorm(2, 1e-6, bias=False) for name in ("q_norm", "k_norm")}
     layer, memory = nn.Attention(DIM, HEADS, memory_dim=5, **norms), normal(BATCH, 3, 5)
-    params = perturbed(layer)
+    params = drawn(layer)
 
     def split(part):
         return {"kernel": params[part]["kernel"].reshape(-1, HEADS, 2)}
@@ -61,8 +59,9 @@ def test_cross_attention_with_norms_of_queries_and_keys_is_that_of_flax():
     flax_layer = flax.linen.MultiHeadDotProductAttention(
         HEADS, qkv_features=DIM, out_features=DIM, use_bias=False, normalize_qk=True
     )
-    expected = flax_layer.apply({"params": theirs}, x, memory)
-    np.testing.assert_allclose(layer(params, x, memory=memory), expected, **close)
+    expected = jax.jit(flax_layer.apply)({"params": theirs}, x, memory)
+    found = jax.jit(layer)(params, x, memory=memory)
+    np.testing.assert_allclose(found, expected, **close)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -72,74 +71,77 @@ def test_every_implementation_gives_the_same_result(kv_heads, causal, with_segme
     settings = {"num_kv_heads": kv_heads, "causal": causal, "rope": nn.RoPE(2)}
     ours = nn.Attention(DIM, HEADS, **settings)
     fused = nn.Attention(DIM, HEADS, **settings, implementation="xla")
-    params, given = (
-        perturbed(ours),
-        {"segment_ids": segments if with_segments else None},
-    )
-    np.testing.assert_allclose(
-        ours(params, x, **given), fused(params, x, **given), **close
-    )
+    segment_ids = segments if with_segments else None
+
+    @jax.jit
+    def both(params):
+        return [layer(params, x, segment_ids=segment_ids) for layer in (ours, fused)]
+
+    np.testing.assert_allclose(*both(drawn(ours)), **close)
 
 
 def test_grouped_queries_are_attention_with_repeated_keys_and_values():
     grouped, full = nn.Attention(DIM, HEADS, 2), nn.Attention(DIM, HEADS)
-    params = perturbed(grouped)
+    params = drawn(grouped)
 
     def repeated(part):
         kernel = params[part]["kernel"].reshape(DIM, 2, 2)
         return {"kernel": jnp.repeat(kernel, 2, axis=1).reshape(DIM, DIM)}
 
     same = {**params, "k": repeated("k"), "v": repeated("v")}
-    np.testing.assert_allclose(grouped(params, x), full(same, x), **close)
+    found = jax.jit(grouped)(params, x)
+    np.testing.assert_allclose(found, jax.jit(full)(same, x), **close)
 
 
 @pytest.mark.parametrize("rope", [None, nn.RoPE(2)])
 def test_causal_attention_sees_no_later_token(rope):
     layer = nn.Attention(DIM, HEADS, causal=True, rope=rope)
-    params = perturbed(layer)
-    changed = layer(params, x.at[:, 3].add(1.0)) != layer(params, x)
+    params = drawn(layer)
+    run = jax.jit(layer)
+    changed = np.asarray(run(params, x.at[:, 3].add(1.0))) != run(params, x)
     assert not changed[:, :3].any() and changed[:, 3:].all(axis=(0, 2)).all()
 
 
 def test_packed_segments_are_as_if_each_stood_alone():
     layer = nn.Attention(DIM, HEADS, causal=True, rope=nn.RoPE(2))
-    params = perturbed(layer)
+    params = drawn(layer)
     positions = jnp.array([[0, 1, 2, 0, 1, 0]])
-    packed = layer(params, x[:1], segment_ids=segments[:1], positions=positions)
+    run = jax.jit(layer)
+    packed = run(params, x[:1], segment_ids=segments[:1], positions=positions)
     for start, stop in ((0, 3), (3, 5), (5, 6)):
-        alone = layer(params, x[:1, start:stop])
+        alone = run(params, x[:1, start:stop])
         np.testing.assert_allclose(packed[:, start:stop], alone, **close)
 
 
 def test_a_mask_says_where_a_query_may_look_and_nowhere_gives_zeros():
     layer = nn.Attention(DIM, HEADS)
-    params = perturbed(layer)
+    params = drawn(layer)
     seen = jnp.arange(SEQ) < 4
     mask = jnp.broadcast_to(seen, (1, 1, SEQ, SEQ))
-    short = layer(params, x[:, :4])
-    np.testing.assert_allclose(layer(params, x, mask=mask)[:, :4], short, **close)
-    nowhere = layer(params, x, mask=jnp.zeros((1, 1, SEQ, SEQ), bool))
+    run = jax.jit(layer)
+    short = run(params, x[:, :4])
+    np.testing.assert_allclose(run(params, x, mask=mask)[:, :4], short, **close)
+    nowhere = run(params, x, mask=jnp.zeros((1, 1, SEQ, SEQ), bool))
     np.testing.assert_array_equal(nowhere, jnp.zeros_like(x))
 
 
 def test_causal_and_mask_and_segments_hold_together():
     layer = nn.Attention(DIM, HEADS, causal=True)
-    params, mask = (
-        perturbed(layer),
-        jnp.asarray(rng.random((BATCH, HEADS, SEQ, SEQ)) < 0.7),
-    )
-    _, values = jd.capture(layer, "pattern")(params, x, mask=mask, segment_ids=segments)
-    same = segments[:, None, :, None] == segments[:, None, None, :]
-    visible = mask & same & jnp.tril(jnp.ones((SEQ, SEQ), bool))
-    assert not values["pattern"][~visible].any()
-    rows = np.asarray(values["pattern"].sum(-1))
-    np.testing.assert_allclose(rows, np.asarray(visible.any(-1), np.float32), rtol=1e-5)
+    mask = rng.random((BATCH, HEADS, SEQ, SEQ)) < 0.7
+    run = jax.jit(jd.capture(layer, "pattern"))
+    _, values = run(drawn(layer), x, mask=mask, segment_ids=segments)
+    pattern, ids = np.asarray(values["pattern"]), np.asarray(segments)
+    same = ids[:, None, :, None] == ids[:, None, None, :]
+    visible = mask & same & np.tri(SEQ, dtype=bool)
+    assert not pattern[~visible].any()
+    rows = visible.any(-1).astype(np.float32)
+    np.testing.assert_allclose(pattern.sum(-1), rows, rtol=1e-5)
 
 
 def test_taps_show_every_step_of_attention():
     layer = nn.Attention(DIM, HEADS, 2, causal=True)
-    params = perturbed(layer)
-    result, values = jd.capture(layer, "**")(params, x)
+    params = drawn(layer)
+    result, values = jax.jit(jd.capture(layer, "**"))(params, x)
     shapes = {name: value.shape for name, value in values.items()}
     assert shapes == {
         "q": (BATCH, SEQ, 4, 2),
@@ -155,11 +157,12 @@ def test_taps_show_every_step_of_attention():
 
 def test_dropout_of_the_pattern_needs_a_key():
     layer = nn.Attention(DIM, HEADS, dropout=0.5)
-    params = perturbed(layer)
+    params = drawn(layer)
     with pytest.raises(TypeError, match="drop: dropout with rate 0.5 needs key"):
         layer(params, x)
     calm = nn.Attention(DIM, HEADS)
-    np.testing.assert_array_equal(layer(params, x, key=None), calm(params, x))
+    silent = jax.jit(functools.partial(layer, key=None))(params, x)
+    np.testing.assert_array_equal(silent, jax.jit(calm)(params, x))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +188,7 @@ def test_attention_keeps_the_contract(layer):
 
 def test_attention_refuses_what_does_not_fit():
     layer = nn.Attention(DIM, HEADS)
-    params = layer.init(jax.random.key(0))
+    params = drawn(layer)
     with pytest.raises(ValueError, match=r"Attention: expected \[batch, seq, 8\]"):
         layer(params, x[0])
     with pytest.raises(ValueError, match="num_kv_heads to divide num_heads=4, got 3"):
@@ -197,6 +200,6 @@ def test_attention_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"segment_ids \[2, 6\]"):
         layer(params, x, segment_ids=segments[0])
     with pytest.raises(
-        ValueError, match="dropout of the pattern needs implementation=None"
+        ValueError, match="implementation=.xla. cannot do this: dropout"
     ):
         nn.Attention(DIM, HEADS, dropout=0.1, implementation="xla")
