@@ -60,13 +60,17 @@ class Splitting(NamedTuple):
 def splitting(
     q: Any, k: Any, sight: Sight, options: Mapping[str, Any]
 ) -> Splitting | None:
-    """How the rules in force split attention; None if they do not.
+    """How the rules in force split attention; None if they leave the sequence whole.
 
     Raises ValueError for what cannot be computed in parts of the sequence.
     """
     mesh, free = layout.free_axes()
     now = layout.current()
-    if mesh is None or now is None or not free:
+    if mesh is None or now is None:
+        return None
+    asked = [a for a in now.mesh_axes("sequence", "activation") if a in free]
+    devices = math.prod(mesh.shape[axis] for axis in asked)
+    if devices == 1:
         return None
 
     def split(x, heads: str):
@@ -77,7 +81,8 @@ def splitting(
     batch, sequence, heads = split(q, "heads")[:3]
     kv_heads = split(k, "kv_heads")[2]
     parts = math.prod(mesh.shape[axis] for axis in sequence)
-    _check(now, mesh, free, q, k, sight, parts)
+    expect(parts == devices, f"a sequence that is a multiple of {devices} devices", q)
+    _check(q, k, sight)
     same = kv_heads == heads or k.shape[2] == 1
     expect(same, f"kv_heads split as the {q.shape[2]} heads are, over {heads}", k)
     bias = options.get("score_bias")
@@ -128,11 +133,8 @@ def from_zigzag(x: Any, parts: int, axis: int = 1) -> Any:
     return jnp.take(x, np.argsort(zigzag_order(x.shape[axis], parts)), axis)
 
 
-def _check(now, mesh, free, q, k, sight: Sight, parts: int) -> None:
+def _check(q, k, sight: Sight) -> None:
     """Raises ValueError for what cannot be computed in parts of the sequence."""
-    wanted = now.mesh_axes("sequence", "activation")
-    whole = math.prod(mesh.shape[a] for a in wanted if a in free and a in mesh.shape)
-    expect(parts == whole, f"a sequence that is a multiple of {whole} devices", q)
     row = np.ndim(sight.queries) == 1 and np.shape(sight.queries) == np.shape(
         sight.keys
     )

@@ -3,7 +3,8 @@
 The functions have the signature of `attend_blockwise` and are handed to a layer or a
 model: `nn.Attention(..., implementation=shard.ring_attention)`. How batch, sequence and
 heads are split, and over which devices, follows from the layout in force
-(`shard.use(mesh, rules)`); without one they are `attend_blockwise` itself.
+(`shard.use(mesh, rules)`); where it leaves the sequence whole, or there is none, they
+are `attend_blockwise` itself.
 """
 
 import functools
@@ -122,8 +123,6 @@ def all_to_all_attention(
 
 def _exchanged(split: Splitting, x, cut: int, joined: int):
     """Cuts one dimension among the devices of the sequence and joins another."""
-    if split.parts == 1:
-        return x
     return jax.lax.all_to_all(x, split.sequence, cut, joined, tiled=True)
 
 
@@ -223,9 +222,8 @@ def _forward(ring: _Ring, q, k, v, sinks, rows, tables):
     lse = -jnp.inf if sinks is None else sinks.astype(jnp.float32)
     y = differing(y, PartitionSpec(), ring.varying)
     lse = lse + jnp.zeros_like(y[..., 0])
-    if ring.parts > 1:
-        numbers = jnp.arange(ring.parts - 1)
-        (y, lse, start), _ = jax.lax.scan(step, (y, lse, start), numbers)
+    numbers = jnp.arange(ring.parts - 1)
+    (y, lse, start), _ = jax.lax.scan(step, (y, lse, start), numbers)
     y, lse = look(ring.parts - 1, y, lse, start)
     return y.astype(v.dtype), lse
 
@@ -254,10 +252,9 @@ def _attend_backward(ring: _Ring, saved, d_y):
     zeros = [jnp.zeros(x.shape, jnp.float32) for x in (q, k, v)]
     d_q, d_k, d_v = differing(zeros, PartitionSpec(), ring.varying)
     state = d_q, (d_k, d_v), start
-    if ring.parts > 1:
-        state, _ = jax.lax.scan(step, state, jnp.arange(ring.parts - 1))
+    state, _ = jax.lax.scan(step, state, jnp.arange(ring.parts - 1))
     d_q, d_there = look(ring.parts - 1, *state)
-    d_k, d_v = ring.passed_on(d_there) if ring.parts > 1 else d_there
+    d_k, d_v = ring.passed_on(d_there)
     d_sinks = None if sinks is None else _sink_gradients(sinks, y, lse, d_y)
     d = (d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), d_sinks)
     return (*d, None, None)

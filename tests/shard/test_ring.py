@@ -193,14 +193,16 @@ def test_a_decoder_of_parts_of_the_sequence_is_that_of_one_device(key):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_without_a_mesh_it_is_blockwise_attention():
+def test_where_the_sequence_is_whole_it_is_blockwise_attention():
     (q, k, v, _), _, _ = inputs(2, seq=8)
     order = np.arange(8)
     sight = Sight(order, order, causal=True)
     wanted = attend_blockwise(q, k, v, sight, scale=1.0)
-    np.testing.assert_array_equal(
-        shard.ring_attention(q, k, v, sight, scale=1.0), wanted
-    )
+    y = shard.ring_attention(q, k, v, sight, scale=1.0)
+    np.testing.assert_array_equal(y, wanted)
+    with shard.use(jd.mesh(data=8), RULES):
+        y = shard.ring_attention(q, k, v, sight, scale=1.0)
+    np.testing.assert_array_equal(y, wanted)
 
 
 def test_what_cannot_be_split_is_refused():
