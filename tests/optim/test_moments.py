@@ -15,6 +15,11 @@ from jaxdl.core import tree
 
 rng = np.random.default_rng(0)
 
+
+def draw(shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
 SMALL = {
     "8bit": functools.partial(optim.adamw_8bit, min_size=1),
     "bf16": optim.adamw_bf16,
@@ -74,7 +79,7 @@ def first_updates(params, grads):
 
 
 def test_the_first_step_is_that_of_adamw():
-    params, grads = jnp.asarray(rng.normal(size=(2, 8, 300)), jnp.float32)
+    params, grads = draw((2, 8, 300))
     *ours, plain = first_updates(params, grads)
     for updates in ours:
         np.testing.assert_allclose(updates, plain, rtol=1e-5)
@@ -113,7 +118,7 @@ def test_states_are_sharded_as_their_parameters():
         )
         assert kernel == PartitionSpec(None, "fsdp", "tensor")
         assert scale == PartitionSpec(None, "fsdp")
-    params = model.init(jax.random.key(0))
+    params = jax.tree.map(lambda x: draw(x.shape), jd.abstract(model))
     step = jax.jit(optimizer.update, out_shardings=(placed, follow))
     update = jax.jit(optimizer.update)
     whole = jax.jit(optimizer.init)(params)
