@@ -24,7 +24,7 @@ def encode(
     between = jnp.asarray((values[1:] + values[:-1]) / 2)
     codes = jnp.searchsorted(between, relative, method="scan_unrolled")
     if not signed:
-        codes = jnp.where(relative > 0, jnp.maximum(codes, 1), codes)
+        codes = jnp.where(blocks > 0, jnp.maximum(codes, 1), codes)
     codes = codes.astype(jnp.uint8).reshape(*x.shape[:-1], -1)
     return codes[..., : x.shape[-1]], scale
 
