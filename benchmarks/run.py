@@ -7,7 +7,9 @@ python -m benchmarks.run step loss --json figures.json
 from collections.abc import Sequence
 
 from benchmarks import (
+    bench_attention,
     bench_compile,
+    bench_data,
     bench_generate,
     bench_loss,
     bench_overhead,
@@ -21,7 +23,9 @@ BENCHES = {
     "compile": bench_compile.bench,
     "step": bench_step.bench,
     "loss": bench_loss.bench,
+    "attention": bench_attention.bench,
     "generate": bench_generate.bench,
+    "data": bench_data.bench,
 }
 
 
