@@ -49,7 +49,13 @@ class Sight(NamedTuple):
 
     def visible(self) -> Bool[Array, "..."] | None:
         """The sight as one mask; see `visibility`."""
-        return visibility(**self._asdict())
+        sight = self
+        if self.in_order:  # counted by the program, not written into it
+            queries = jnp.arange(self.queries.size)
+            same = self.keys.size == self.queries.size
+            keys = queries if same else jnp.arange(self.keys.size)
+            sight = self._replace(queries=queries, keys=keys)
+        return visibility(**sight._asdict())
 
 
 def attend(

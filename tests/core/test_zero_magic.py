@@ -9,6 +9,7 @@ import pytest
 
 import jaxdl as jd
 from jaxdl import nn
+from jaxdl.core.mark_primitive import mark_p
 from jaxdl.core.tap_primitive import tap_p
 
 mlp = nn.Sequential([nn.Linear(2, 8), jnp.tanh, nn.Linear(8, 1)])
@@ -74,7 +75,7 @@ cases = [
 
 
 def program(function, shape, model):
-    """The equations of a jaxpr, taps read through, variables numbered in order."""
+    """The equations of a jaxpr but taps and marks, variables numbered in order."""
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     closed = jax.make_jaxpr(lambda params, x: function(params, x))(
         jd.abstract(model), x
@@ -93,7 +94,7 @@ def canonical(jaxpr):
 
     lines = [" ".join(map(name, jaxpr.invars))]
     for eqn in jaxpr.eqns:
-        if eqn.primitive is tap_p:
+        if eqn.primitive in (tap_p, mark_p):
             names[eqn.outvars[0]] = names[eqn.invars[0]]
             continue
         inputs, outputs = map(name, eqn.invars), [name(var) for var in eqn.outvars]
