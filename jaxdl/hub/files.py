@@ -42,6 +42,23 @@ def map_file(path: Path) -> np.ndarray:
     return np.frombuffer(mapped, np.uint8)
 
 
+def release(data: np.ndarray, start: int, size: int) -> None:
+    """Lets go of the memory of so many bytes of a mapped file.
+
+    They are read from the file again if somebody asks. Does nothing where the system
+    cannot be asked for it.
+    """
+    mapped = getattr(data.base, "obj", data.base)
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if (
+        isinstance(mapped, mmap.mmap)
+        and hasattr(mmap, "MADV_DONTNEED")
+        and last > first
+    ):
+        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file; a key given twice is an error."""
     return parse_json(bytes(read_text(path), "utf-8"), path)

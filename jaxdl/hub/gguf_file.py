@@ -5,6 +5,7 @@ length that it reads: a file of a hundred bytes can make it allocate without end
 block sizes and the decoding itself are the package's.
 """
 
+from collections.abc import Callable
 import dataclasses
 from functools import partial
 import math
@@ -15,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxdl.hub.files import HubError, map_file, needs, short
+from jaxdl.hub.files import HubError, map_file, needs, release, short
 from jaxdl.hub.tensors import Tensor, Tensors, is_array
 
 # Types that numpy has; every other one is decoded to float32.
@@ -86,14 +87,18 @@ class _Declared:
         if dtype is None:
             where = f"{path}: {short(self.name)}"
             dtype = np.dtype(np.float32)
-            decode = partial(_decode, where, self.kind, self.shape[-1])
+            # What is decoded is not needed in its stored form beside it.
+            done = partial(release, data, begin, self.nbytes)
+            decode = partial(_decode, where, self.kind, self.shape[-1], done)
         else:
             # Not .view: the place need not be a multiple of the size.
             stored = np.ndarray(self.shape, dtype, buffer=data[begin:])  # type: ignore
         return Tensor(self.name, str(path), self.shape, dtype, stored, decode)
 
 
-def _decode(where: str, kind: str, columns: int, rows: np.ndarray) -> np.ndarray:
+def _decode(
+    where: str, kind: str, columns: int, done: Callable, rows: np.ndarray
+) -> np.ndarray:
     """Rows of quantised bytes [..., bytes] -> float32 [..., columns]."""
     gguf = needs("gguf", "a .gguf file")
     shape = (*rows.shape[:-1], columns)
@@ -108,6 +113,7 @@ def _decode(where: str, kind: str, columns: int, rows: np.ndarray) -> np.ndarray
         raise HubError(
             f"{where}: the gguf package cannot decode {kind}; take another quantisation"
         ) from error
+    done()
     return values.astype(np.float32, copy=False).reshape(shape)
 
 
