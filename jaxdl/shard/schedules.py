@@ -31,7 +31,7 @@ Row = tuple[Task | None, ...]
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Schedule(Shown):
-    """A table of tasks, [tick][stage], None where a stage is idle.
+    """A table of tasks, a row of all stages for each tick; None where one is idle.
 
     With several chunks stage s has the layers of places s, s + stages, ... of the
     model's stages x chunks places.
