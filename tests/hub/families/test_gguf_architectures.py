@@ -12,6 +12,8 @@ from jaxdl import hub
 from jaxdl.hub.families.gguf import gguf_family, heads_joined
 from tests.hub.converted import write_converted
 from tests.hub.families.tiny import (
+    EXPERTS,
+    SIZES,
     checkpoint,
     compare,
     tokens,
@@ -20,12 +22,6 @@ from tests.hub.families.tiny import (
 )
 from tests.hub.published import mutate
 
-SIZES = {
-    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 40,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2, "tie_word_embeddings": False,
-}  # fmt: skip
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
@@ -38,7 +34,6 @@ LONG = {
     "rope_type": "longrope", "rope_theta": 100.0,
     "short_factor": [1.0, 1.3, 1.6, 2.0], "long_factor": [1.0, 2.0, 5.0, 9.0],
 }  # fmt: skip
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 12}
 DEEPSEEK = {
     **EXPERTS, "n_routed_experts": 8, "n_group": 4, "topk_group": 2,
     "first_k_dense_replace": 1, "n_shared_experts": 2, "q_lora_rank": 16,

@@ -3,6 +3,8 @@
 import numpy as np
 
 from tests.hub.families.tiny import (
+    EXPERTS,
+    SIZES,
     Case,
     check_round_trip,
     compare,
@@ -11,14 +13,6 @@ from tests.hub.families.tiny import (
     tokens,
     torch,
 )
-
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 12}
-SIZES = {
-    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 40,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2, "tie_word_embeddings": False,
-}  # fmt: skip
 
 CASE = Case(
     "Qwen2MoeForCausalLM",

@@ -25,6 +25,14 @@ transformers = pytest.importorskip("transformers")
 # What is tiny is done before another thread has woken.
 torch.set_num_threads(1)
 BATCH, SEQ = 2, 11
+# A small decoder, and what a mixture of experts adds to it.
+SIZES = {
+    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 40,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2, "tie_word_embeddings": False,
+}  # fmt: skip
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 12}
 # Wide enough that one kind of gelu, or one epsilon, is told from another.
 WIDE = 0.3
 FOLDERS = tempfile.TemporaryDirectory(prefix="tiny-checkpoints-")
